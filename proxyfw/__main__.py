@@ -1,0 +1,3 @@
+from proxyfw.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,400 @@
+"""One TCP connection of a client, from its first byte to its end: sniff, decide, resolve, dial, relay.
+
+The stages follow one another in `Connection._serve`; each awaits one thing, within a deadline of its own. A refusal is
+a verdict like any other: it is logged, the client is told as its protocol allows, and the connection is closed.
+"""
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from proxyfw.core import http1, tls
+from proxyfw.core.address import IPAddress, dial_order
+from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
+from proxyfw.core.sniffed import Malformed, Named, NeedMore, NotMine, Sniffed
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
+from proxyfw.edge.dial import dial
+from proxyfw.edge.logdb import LogWriter, Row
+from proxyfw.edge.poller import Poller, Stream
+from proxyfw.edge.relay import Pipes, Relay
+from proxyfw.edge.resolver import Failure, Resolver
+from proxyfw.http_flow import HttpFlow
+
+SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
+OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
+SERVER_DEADLINE = 60.0  # seconds for the server's first byte
+LINGER = 1.0  # seconds that a refused client has to read its refusal
+_CHUNK = 1 << 14
+
+_REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all connections share. `policy` is replaced as a whole on reload; everything else stays."""
+
+    policy: Policy
+    resolver: Resolver
+    poller: Poller
+    log: LogWriter
+    pipes: Pipes = field(default_factory=Pipes)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A verdict in the log, and the flow that it was given on."""
+
+    flow: Flow
+    row: Row
+    since: float
+
+
+class Connection:
+    """Runs as one task until its relay begins, and lives on without a task until that ends."""
+
+    __slots__ = (
+        "_deadline",
+        "_on_done",
+        "_protocol",
+        "_shared",
+        "_task",
+        "active_at",
+        "address",
+        "client",
+        "closed_by",
+        "destination",
+        "entry",
+        "name",
+        "port",
+        "relay",
+    )
+
+    def __init__(
+        self,
+        client: Stream,
+        address: str,
+        name: str,
+        destination: IPAddress,
+        port: int,
+        shared: Shared,
+        on_done: Callable[["Connection"], None],
+    ) -> None:
+        self.client = client
+        self._shared = shared
+        self._on_done = on_done
+        self._task: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._protocol = Protocol.TCP
+        self.address = address
+        self.name = name
+        self.destination = destination
+        self.port = port
+        self.entry: Entry | None = None
+        self.relay: Relay | None = None
+        self.closed_by = ""
+        self.active_at = shared.poller.loop.time()
+
+    def start(self) -> None:
+        """Begins the task."""
+        self._task = self._shared.poller.loop.create_task(self._run())
+
+    def close(self, closed_by: str) -> None:
+        """Ends the connection at once, whatever it awaits."""
+        self.closed_by = closed_by
+        if self.relay is not None:
+            self.relay.close(closed_by)
+        elif self._task is not None:
+            self._task.cancel()
+
+    # Each method below awaits one thing. Only _run closes the client.
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        except asyncio.CancelledError:
+            pass  # by `close`, which has said why
+        except OSError:
+            pass  # one side broke off; the row says what was relayed until then
+        except Exception as error:  # noqa: BLE001 - the one broad catch: a fault of ours ends one flow, and is logged
+            self.record(self.flow(), Deny(Reason.ERROR, detail=repr(error)))
+        finally:
+            self._task = None
+            if self._deadline is not None:
+                self._deadline.cancel()
+            if self.relay is None:
+                self.end_entry(self.closed_by or "client")
+                self.client.close()
+                self._on_done(self)
+
+    async def _serve(self) -> None:
+        observe = self._shared.policy.observes(self.name)
+        self.arm(OBSERVE_DEADLINE if observe else SNIFF_DEADLINE, self.client)
+        first, sniffed, hello_end = await self._sniff()
+        if self._protocol is Protocol.HTTP and not isinstance(sniffed, Malformed):
+            await HttpFlow(self).run(first)
+            return
+        self.disarm()
+        flow = self.flow(sniffed)
+        verdict, server = await self.connect(flow)
+        self.record(flow, verdict)
+        if server is None:
+            assert isinstance(verdict, Deny)
+            await self._refuse(verdict)
+        elif self._protocol is Protocol.TLS and isinstance(sniffed, Named):
+            await self._tls(server, sniffed, first, hello_end)
+        else:
+            self.begin_relay(server, first, b"")
+
+    async def _sniff(self) -> tuple[bytes, Sniffed, int]:
+        """The client's first bytes, what they say, and where a ClientHello in them ends."""
+        hello = tls.ClientHello()
+        data = b""
+        while True:
+            try:
+                piece = await self.client.recv(_CHUNK)
+            except TimeoutError:
+                return data, _too_late(data), 0
+            except ConnectionError:
+                piece = b""
+            if not piece:
+                return data, _ended_early(data), 0
+            data += piece
+            if self._protocol is not Protocol.HTTP:
+                answer = hello.feed(piece)
+                if not isinstance(answer, NotMine):
+                    self._protocol = Protocol.TLS
+                    if not isinstance(answer, NeedMore):
+                        return data, answer, hello.consumed
+                    continue
+            answer = http1.sniff(data)
+            if isinstance(answer, NotMine):
+                self._protocol = Protocol.TCP
+                return data, answer, 0
+            self._protocol = Protocol.HTTP
+            if not isinstance(answer, NeedMore):
+                return data, answer, 0
+
+    def flow(self, sniffed: Sniffed | None = None) -> Flow:
+        """This connection as the policy sees it."""
+        name, source = (sniffed.name, NameSource.SNI) if isinstance(sniffed, Named) else (None, NameSource.NONE)
+        broken = sniffed if isinstance(sniffed, Malformed) else None
+        return Flow(self.name, self._protocol, self.destination, self.port, name, source, broken)
+
+    async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
+        """The verdict on a flow, and the server connection where it lets one through."""
+        while True:
+            policy = self._shared.policy
+            verdict, server = await self._open(policy, flow, policy.decide(flow))
+            if policy is self._shared.policy:
+                return verdict, server
+            # The policy changed while we waited: what it says now is what counts.
+            if server is not None:
+                server.close()
+
+    async def _open(self, policy: Policy, flow: Flow, verdict: Verdict) -> tuple[Verdict, Stream | None]:
+        if isinstance(verdict, Allow) and verdict.reason is Reason.DOMAIN:
+            found = await self._by_name(policy, flow, verdict)
+            if isinstance(found, Stream):
+                return verdict, found
+            verdict = policy.observed(flow.client, found)
+        if isinstance(verdict, Deny) and not verdict.observed:
+            return verdict, None
+        try:
+            return verdict, await dial((self.destination,), flow.port, self._shared.poller)
+        except OSError as error:
+            return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error)), None
+
+    async def _by_name(self, policy: Policy, flow: Flow, verdict: Allow) -> Stream | Deny:
+        """Dials one of the name's own addresses; that the client aims at another changes nothing."""
+        assert flow.name is not None
+        answer = self._shared.resolver.cached(flow.name) or await self._shared.resolver.resolve(flow.name)
+        if isinstance(answer, Failure):
+            return Deny(_REASON_OF[answer], verdict.rule)
+        addresses = policy.reachable(verdict, answer)
+        if not addresses:
+            return Deny(Reason.PRIVATE_ADDRESS, verdict.rule, f"it has only {', '.join(map(str, answer[:4]))}")
+        try:
+            return await dial(dial_order(addresses, self.destination), flow.port, self._shared.poller)
+        except OSError as error:
+            return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error))
+
+    async def _tls(self, server: Stream, named: Named, first: bytes, hello_end: int) -> None:
+        """Sends the ClientHello and holds the rest of the client's bytes until the server has answered.
+
+        A server may ask for a second ClientHello (RFC 8446 section 4.1.4), which is in the clear again and could name
+        another host: it is judged like the first.
+        """
+        try:
+            await server.send(first[:hello_end])
+            up, rest = hello_end, first[hello_end:]
+            self.arm(SERVER_DEADLINE, server)
+            self.client.on_end = lambda reset: self._client_ended(server, rest, reset)
+            if self.client.has_ended():
+                self._client_ended(server, rest, False)
+            down = await self._first_of(server)
+            if tls.server_first(down) is tls.ServerFirst.RETRY:
+                self.client.on_end = None
+                await self.client.send(down)
+                self.arm(SNIFF_DEADLINE, self.client)
+                rest = await self._second_hello(rest, named)
+                down = b""
+            self.client.on_end = None
+            self.disarm()
+        except BaseException:
+            server.close()
+            raise
+        self.begin_relay(server, rest, down, up)
+
+    async def _first_of(self, server: Stream) -> bytes:
+        data = b""
+        while tls.server_first(data) is tls.ServerFirst.NEED_MORE:
+            piece = await server.recv(_CHUNK)
+            if not piece:
+                break
+            data += piece
+        return data
+
+    async def _second_hello(self, data: bytes, named: Named) -> bytes:
+        """The client's bytes up to a whole second ClientHello. Raises OSError when it does not come, or is refused."""
+        hello = tls.ClientHello(second=True)
+        answer = hello.feed(data)
+        while isinstance(answer, NeedMore):
+            piece = await self.client.recv(_CHUNK)
+            if not piece:
+                raise ConnectionResetError(errno.ECONNRESET, "no second ClientHello")
+            data += piece
+            answer = hello.feed(piece)
+        if isinstance(answer, Named) and answer.name == named.name:
+            return data
+        if isinstance(answer, Malformed):
+            broken = answer
+        else:
+            broken = Malformed(f"the second ClientHello does not name {named.name} again", Reason.AMBIGUOUS)
+        flow = replace(self.flow(answer), broken=broken)
+        verdict = self._shared.policy.decide(flow)
+        self.end_entry("proxy")
+        self.record(flow, verdict)
+        if isinstance(verdict, Deny) and not verdict.observed:
+            await self._refuse(verdict)
+            raise ConnectionAbortedError(errno.ECONNABORTED, broken.detail)
+        return data
+
+    def _client_ended(self, server: Stream, rest: bytes, reset: bool) -> None:
+        """The client ended while the server's first bytes are awaited: pass it on, if it holds nothing unjudged."""
+        if reset:
+            server.interrupt(ConnectionResetError(errno.ECONNRESET, "the client reset the connection"))
+        elif not rest and self.client.has_ended():
+            server.finish()
+
+    def begin_relay(self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0) -> None:
+        """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
+        assert self.entry is not None
+        self.relay = Relay(
+            self.client.sock,
+            server.sock,
+            self._shared.poller,
+            self._shared.pipes,
+            self._relayed,
+            to_server,
+            to_client,
+            sent,
+            received,
+        )
+        self.relay.start()
+
+    def _relayed(self, relay: Relay, closed_by: str) -> None:
+        self.end_entry(closed_by, relay.bytes_up, relay.bytes_down)
+        self._on_done(self)
+
+    async def _refuse(self, deny: Deny) -> None:
+        """Tells a TLS client by an alert; a client of another protocol by a reset."""
+        if self._protocol is Protocol.TLS:
+            with suppress(OSError):
+                await self.client.send(tls.alert(deny.reason))
+                await self.linger()
+        else:
+            self.client.reset_on_close()
+
+    async def linger(self) -> None:
+        """Lets the client read what it was told: a socket closed with unread bytes would reset it away."""
+        self.client.finish()
+        self.arm(LINGER, self.client)
+        with suppress(OSError):
+            while await self.client.recv(_CHUNK):
+                pass
+
+    def decide(self, flow: Flow) -> Verdict:
+        """What the policy in force says."""
+        return self._shared.policy.decide(flow)
+
+    def touch(self) -> None:
+        """Bytes came: the connection is not idle."""
+        self.active_at = self._shared.poller.loop.time()
+
+    def record(self, flow: Flow, verdict: Verdict) -> None:
+        """Writes a verdict to the log; for what is let through, the row is completed when the flow ends."""
+        denied = isinstance(verdict, Deny)
+        row = Row(
+            client=self.name,
+            address=self.address,
+            protocol=flow.protocol.value,
+            name=flow.name or "",
+            name_source=flow.name_source.value,
+            destination=str(self.destination),
+            port=flow.port,
+            verdict="allow" if not denied else "observe" if verdict.observed else "deny",  # type: ignore[union-attr]
+            reason=verdict.reason.value,
+            rule=verdict.rule,
+            detail=verdict.detail if isinstance(verdict, Deny) else "",
+        )
+        self._shared.log.open_row(row)
+        if not denied or verdict.observed:  # type: ignore[union-attr]
+            self.entry = Entry(flow, row, self._shared.poller.loop.time())
+
+    def end_entry(self, closed_by: str, up: int = 0, down: int = 0) -> None:
+        """Completes the row of what was let through, if there is one."""
+        if self.entry is None:
+            return
+        entry, self.entry = self.entry, None
+        duration = self._shared.poller.loop.time() - entry.since
+        self._shared.log.close_row(entry.row, up, down, duration, closed_by)
+
+    @property
+    def armed(self) -> bool:
+        """Whether a deadline runs."""
+        return self._deadline is not None
+
+    def arm_sniff(self) -> None:
+        """Gives the client the time it has to say whom it wants."""
+        self.arm(SNIFF_DEADLINE, self.client)
+
+    def arm(self, seconds: float, stream: Stream) -> None:
+        """From now on, so many seconds: then whoever reads this stream gets TimeoutError."""
+        self.disarm()
+        late = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        self._deadline = self._shared.poller.loop.call_later(seconds, stream.interrupt, late)
+
+    def disarm(self) -> None:
+        """Takes the deadline back."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _too_late(data: bytes) -> Malformed:
+    if not data:
+        return Malformed("nothing was sent within the deadline", Reason.SILENT)
+    return Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
+
+
+def _ended_early(data: bytes) -> Malformed:
+    if not data:
+        return Malformed("the client closed the connection without a word", Reason.SILENT)
+    return Malformed("the connection ended before the name was complete")
+
+
+def _cause(error: OSError) -> str:
+    return error.strerror or str(error) or "no answer before the deadline"

@@ -1,0 +1,260 @@
+"""proxyfw.yaml: the clients and the settings of the service."""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from yaml.nodes import MappingNode, Node
+
+from proxyfw.core.address import IPAddress
+from proxyfw.core.problem import Problem, Where
+from proxyfw.core.yamltext import Document, Text, suggestion
+
+_LATER = {
+    "clients_file": "remove the line, and list the clients under clients:",
+    "explicit": "remove the line",
+    "upstream_proxy": "remove the line",
+}
+_KEYS = ("clients", "unlisted", "profiles", "dns", "log", "downstream_group", "state_dir")
+_CLIENT_KEYS = ("profiles", "mode", "address")
+_CLIENT_LATER = {"dns": "remove the line"}
+
+_QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"([1-9][0-9]{0,5})([kMG]B|[KMG]iB)")
+_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_MIN_LOG = 2**20
+_GROUP = re.compile(r"0|[1-9][0-9]{0,9}")
+_RESOLVER = re.compile(r"([0-9.]+|\[[0-9A-Fa-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One qube. `observe`: what would be refused is logged, and let through. `profiles_where`: the line of each."""
+
+    name: str
+    profiles: tuple[str, ...]
+    profiles_where: tuple[Where, ...]
+    observe: bool
+    addresses: tuple[IPAddress, ...]
+    where: Where
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """proxyfw.yaml, checked.
+
+    `clients` in the order written. `upstream`: resolvers with their ports; empty: those of resolv.conf. `log_keep` in
+    seconds, `log_max_size` in bytes. `downstream_group`: the interface group of the client side.
+    """
+
+    clients: Mapping[str, Client]
+    profile_folders: tuple[str, ...] = ()
+    upstream: tuple[tuple[IPAddress, int], ...] = ()
+    log_keep: int = 30 * 86400
+    log_max_size: int = 512 * 2**20
+    downstream_group: int = 2
+    state_dir: str = "/var/lib/proxyfw"
+
+
+def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
+    """The configuration (None where there is an error), and all errors and warnings."""
+    document = Document(file, text)
+    fields = document.fields(document.root, _KEYS, _LATER)
+    defaults = Config({})
+    log = document.fields(fields.get("log"), ("keep", "max_size"))
+    _check_unlisted(document, fields.get("unlisted"))
+    config = Config(
+        clients=_clients(document, fields.get("clients")),
+        profile_folders=tuple(
+            text.value for text in document.texts(fields.get("profiles")) if _is_absolute(document, text)
+        ),
+        upstream=_upstream(document, fields.get("dns")),
+        log_keep=_number(document, log.get("keep"), _duration, defaults.log_keep),
+        log_max_size=_number(document, log.get("max_size"), _size, defaults.log_max_size),
+        downstream_group=_number(document, fields.get("downstream_group"), _group, defaults.downstream_group),
+        state_dir=_state_dir(document, fields.get("state_dir"), defaults.state_dir),
+    )
+    if document.failed:
+        return None, document.problems
+    if not config.clients:
+        fix = "list the qubes under clients:, as in work: [github]"
+        document.warn(document.where(document.root), "no client is listed: every connection is refused", fix)
+    return config, document.problems
+
+
+def check_profiles(config: Config, library_names: Collection[str]) -> list[Problem]:
+    """The profiles that clients name and that do not exist, each an error at its line."""
+    return [
+        Problem(where, f'client "{client.name}": no profile is named "{profile}"', suggestion(profile, library_names))
+        for client in config.clients.values()
+        for profile, where in zip(client.profiles, client.profiles_where, strict=True)
+        if profile not in library_names
+    ]
+
+
+def _clients(document: Document, node: Node | None) -> dict[str, Client]:
+    clients: dict[str, Client] = {}
+    owners: dict[IPAddress, tuple[str, Where]] = {}
+    for key, value in document.entries(node):
+        if key.value.startswith("tag:"):
+            document.error(
+                key.where, f'"{key.value}": clients by tag are not in this version', "list the qubes by name"
+            )
+        elif not _QUBE.fullmatch(key.value):
+            fix = "write a letter, then letters, digits, -, _ and ., at most 31 characters in all"
+            document.error(key.where, f'"{key.value}" is not the name of a qube', fix)
+        else:
+            clients[key.value] = _client(document, key, value, owners)
+    return clients
+
+
+def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, tuple[str, Where]]) -> Client:
+    """Both forms: a list of profiles, or a mapping. `owners`: the addresses of the clients so far; added to."""
+    fields = {"profiles": node}
+    if isinstance(node, MappingNode):
+        fields = document.fields(node, _CLIENT_KEYS, _CLIENT_LATER)
+    profiles = document.texts(fields.get("profiles"))
+    addresses = []
+    for text in document.texts(fields.get("address"), one=True):
+        address = _client_address(document, text)
+        if address is None:
+            continue
+        if address in owners:
+            owner, where = owners[address]
+            message = f'{address} is the address of "{owner}" already ({where})'
+            document.error(text.where, message, "give each address once, to one client")
+            continue
+        owners[address] = (key.value, text.where)
+        addresses.append(address)
+    if "address" not in fields or fields["address"].value == []:
+        message = "its address cannot be looked up in this version: the client stays refused"
+        document.warn(key.where, f'"{key.value}": {message}', "give address: [10.137.0.12]")
+    return Client(
+        name=key.value,
+        profiles=tuple(profile.value for profile in profiles),
+        profiles_where=tuple(profile.where for profile in profiles),
+        observe=_observe(document, fields.get("mode")),
+        addresses=tuple(addresses),
+        where=key.where,
+    )
+
+
+def _client_address(document: Document, text: Text) -> IPAddress | None:
+    address = _address(text.value)
+    if address is None:
+        document.error(text.where, f'"{text.value}" is not an address', "write it as in 10.137.0.12 or fd09::12")
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        document.error(text.where, f'"{text.value}" is an IPv4 address in IPv6', f"write {address.ipv4_mapped}")
+        return None
+    for kind in ("loopback", "multicast", "unspecified", "link_local"):
+        if getattr(address, f"is_{kind}"):
+            message = f'"{text.value}" is {kind.replace("_", "-")}, not a qube\'s address'
+            document.error(text.where, message, "write the qube's own address, as dom0 shows it")
+            return None
+    return address
+
+
+def _address(text: str) -> IPAddress | None:
+    try:
+        return None if "%" in text else ip_address(text)
+    except ValueError:
+        return None
+
+
+def _observe(document: Document, node: Node | None) -> bool:
+    mode = document.text(node)
+    if mode and mode.value not in ("enforce", "observe"):
+        document.error(mode.where, f'mode "{mode.value}" does not exist', "write enforce or observe")
+    return mode is not None and mode.value == "observe"
+
+
+def _check_unlisted(document: Document, node: Node | None) -> None:
+    unlisted = document.text(node)
+    if unlisted is None or unlisted.value == "deny":
+        return
+    if unlisted.value == "qubes":
+        document.error(unlisted.where, "unlisted: qubes is not in this version", "remove the line, or write deny")
+    else:
+        document.error(unlisted.where, f'unlisted "{unlisted.value}" does not exist', "write deny")
+
+
+def _upstream(document: Document, node: Node | None) -> tuple[tuple[IPAddress, int], ...]:
+    if node is None:
+        return ()
+    servers = document.fields(node, ("upstream",)).get("upstream")
+    if isinstance(node, MappingNode) and (servers is None or servers.value == []):
+        fix = "write upstream: [10.139.1.1], or remove dns: to use the servers of resolv.conf"
+        document.error(document.where(node), "dns: names no server", fix)
+    return tuple(server for text in document.texts(servers) if (server := _server(document, text)))
+
+
+def _server(document: Document, text: Text) -> tuple[IPAddress, int] | None:
+    # A bare IPv6 address has no port; every other form is split at its last colon.
+    match = _RESOLVER.fullmatch(text.value)
+    address = _address(match[1].strip("[]") if match else text.value)
+    port = int(match[2]) if match and match[2] else 53
+    if address is None or port > 65535 or address.is_multicast or address.is_unspecified:
+        fix = "write it as in 10.139.1.1, 10.139.1.1:5353 or [2001:db8::53]:53"
+        document.error(text.where, f'"{text.value}" is not a DNS server\'s address', fix)
+        return None
+    return address, port
+
+
+def _is_absolute(document: Document, text: Text) -> bool:
+    if text.value.startswith("/"):
+        return True
+    document.error(text.where, f'"{text.value}" is not a full path', "begin it with /")
+    return False
+
+
+def _state_dir(document: Document, node: Node | None, default: str) -> str:
+    text = document.text(node)
+    return text.value if text and _is_absolute(document, text) else default
+
+
+def _number(document: Document, node: Node | None, read: Callable[[str], int], default: int) -> int:
+    text = document.text(node)
+    if text is None:
+        return default
+    try:
+        return read(text.value)
+    except _Unreadable as unreadable:
+        document.error(text.where, f'"{text.value}": {unreadable}', unreadable.fix)
+        return default
+
+
+class _Unreadable(Exception):
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(message)
+        self.fix = fix
+
+
+def _duration(text: str) -> int:
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise _Unreadable("not a duration", "write a number and s, m, h or d, as in 30d")
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise _Unreadable("not a size", f"write a number and one of {', '.join(_BYTES)}, as in 512MiB")
+    size = int(match[1]) * _BYTES[match[2]]
+    if size < _MIN_LOG:
+        raise _Unreadable("too small for a log", "write 1MiB or more")
+    return size
+
+
+def _group(text: str) -> int:
+    if not _GROUP.fullmatch(text) or int(text) > 2**32 - 1:
+        raise _Unreadable("not an interface group", "write a number from 2 to 4294967295")
+    if text == "0":
+        raise _Unreadable("group 0 is every interface that has no group", "write 2, the client side on Qubes")
+    if text == "1":
+        raise _Unreadable("group 1 is the uplink on Qubes", "write 2, the client side on Qubes")
+    return int(text)

@@ -1,0 +1,61 @@
+"""What was decided, and why: the words that reach the log unchanged."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """The closed set of reasons. Every verdict carries exactly one; the log stores its value."""
+
+    # allowed
+    DOMAIN = "domain"  # a pattern of one of the client's profiles
+    NETWORK = "network"  # a network of one of the client's profiles
+    UPSTREAM_DNS = "upstream-dns"  # DNS to the configured resolver
+    # refused by the policy
+    NO_MATCH = "no-match"  # a name is known, and nothing grants it
+    NO_NAME = "no-name"  # no name is known, and no rule by address allows it
+    INTERNAL_ADDRESS = "internal-address"  # the netvm, other clients, loopback, link-local, multicast, Qubes ranges
+    UNKNOWN_CLIENT = "unknown-client"  # the source address belongs to no configured client
+    # refused for what the client sent
+    MALFORMED = "malformed"  # not what the protocol allows
+    AMBIGUOUS = "ambiguous"  # names that contradict each other
+    OVERSIZED = "oversized"  # more than 64 KiB before a name was known
+    SILENT = "silent"  # nothing sent before the deadline
+    TIMEOUT = "timeout"  # began, and did not finish before the deadline
+    # permitted by name, and then refused for what the name led to
+    PRIVATE_ADDRESS = "private-address"  # the name has only addresses that a name grant does not reach
+    UNRESOLVABLE = "unresolvable"  # the resolver says that the name has no address
+    DNS_FAILURE = "dns-failure"  # no configured resolver gave an answer
+    UNREACHABLE = "unreachable"  # no address of the name accepted the connection
+    # refused for proxyfw's own sake
+    LIMIT = "limit"  # too many connections of this client, or in all
+    PROXY_DOWN = "proxy-down"  # nobody accepts connections for the packet layer
+    ERROR = "error"  # a fault of proxyfw itself: the connection was closed
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Permitted. `rule` says what granted it: `github: *.github.com (profiles/github.yaml:5)`.
+
+    `private`: the grant by name reaches private addresses too.
+    """
+
+    reason: Reason
+    rule: str = ""
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Refused. `detail` says what exactly was wrong where the reason leaves that open.
+
+    `observed`: the client is in observe mode; the refusal is recorded and the connection let through.
+    """
+
+    reason: Reason
+    rule: str = ""
+    detail: str = ""
+    observed: bool = False
+
+
+Verdict = Allow | Deny

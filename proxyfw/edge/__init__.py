@@ -1,0 +1,1 @@
+"""One kernel or network facility per file, and no policy in it. Edges do not import each other."""

@@ -1,0 +1,158 @@
+"""Edge-triggered readiness for many sockets, inside asyncio's loop, and sockets that can be awaited.
+
+asyncio's own add_reader costs several Python objects and calls for each change of interest. A connection here is
+registered once, for reading and writing, with an epoll descriptor that asyncio watches as a whole.
+"""
+
+import asyncio
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+Events = int
+READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+GONE = select.EPOLLHUP | select.EPOLLERR
+PEER_ENDED = select.EPOLLRDHUP | GONE
+_INTEREST = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_BATCH = 256
+_RESET = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
+
+
+class Poller:
+    """Calls back with the events of a descriptor. A callback may come late or for nothing: try, and mind EAGAIN."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[int, Callable[[Events], None]] = {}
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to watch, inside `loop`."""
+        self.loop = loop
+        self._epoll = select.epoll()
+        loop.add_reader(self._epoll.fileno(), self._ready)
+
+    def stop(self) -> None:
+        """Ends it; sockets still watched are left to their owners."""
+        self.loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def watch(self, fd: int, callback: Callable[[Events], None]) -> None:
+        """Registers a descriptor; it must be forgotten before it is closed."""
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, _INTEREST)
+
+    def rewatch(self, fd: int, callback: Callable[[Events], None]) -> None:
+        """Puts another callback in place of the one that was registered."""
+        self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """Takes a descriptor back. Closing it ends the kernel's own registration."""
+        self._callbacks.pop(fd, None)
+
+    def _ready(self) -> None:
+        callbacks = self._callbacks
+        for fd, events in self._epoll.poll(0, _BATCH):
+            callback = callbacks.get(fd)
+            if callback is not None:
+                callback(events)
+
+
+class Stream:
+    """A connected (or connecting) non-blocking TCP socket that can be awaited. One reader and one writer at a time.
+
+    `on_end(reset)`, when set, is called when the peer ends its side, or resets the connection, while nobody reads it.
+    """
+
+    __slots__ = ("_poller", "_reader", "_writer", "fd", "on_end", "sock")
+
+    def __init__(self, sock: socket.socket, poller: Poller) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.on_end: Callable[[bool], None] | None = None
+        self._poller = poller
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        poller.watch(self.fd, self._event)
+
+    def _event(self, events: Events) -> None:
+        reader, writer = self._reader, self._writer
+        if reader is not None and events & READABLE and not reader.done():
+            reader.set_result(None)
+        if writer is not None and events & WRITABLE and not writer.done():
+            writer.set_result(None)
+        if events & PEER_ENDED and reader is None and self.on_end is not None:
+            self.on_end(bool(events & GONE))
+
+    async def recv(self, limit: int) -> bytes:
+        """At most so many bytes; b"" at the peer's end. Raises OSError."""
+        while True:
+            try:
+                return self.sock.recv(limit)
+            except BlockingIOError:
+                self._reader = self._poller.loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+
+    async def send(self, data: bytes) -> None:
+        """Sends all of it. Raises OSError."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.sock.send(view) :]
+                continue
+            except BlockingIOError:
+                pass
+            await self._writable()
+
+    async def connect(self, host: str, port: int) -> None:
+        """Connects to an address, not a name. Raises OSError."""
+        try:
+            self.sock.connect((host, port))
+            return
+        except BlockingIOError:
+            pass
+        await self._writable()
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    async def _writable(self) -> None:
+        self._writer = self._poller.loop.create_future()
+        try:
+            await self._writer
+        finally:
+            self._writer = None
+
+    def has_ended(self) -> bool:
+        """Whether the peer has closed its side and nothing of it is left to read."""
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def interrupt(self, error: OSError) -> None:
+        """Whoever awaits a read gets this error; nothing happens where nobody does."""
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_exception(error)
+
+    def reset_on_close(self) -> None:
+        """The coming `close` sends a reset, so that the peer sees a refusal and not an end."""
+        with suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    def finish(self) -> None:
+        """Sends FIN: nothing more will be sent."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Closes, whatever is still on its way is sent by the kernel."""
+        self._poller.forget(self.fd)
+        self.sock.close()

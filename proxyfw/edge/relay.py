@@ -1,0 +1,207 @@
+"""Bytes between two sockets by splice(2) through a pipe: none is copied into Python.
+
+A pipe is taken from the pool when there is something to carry and given back when it is empty, so an idle relay holds
+none. Back-pressure is the kernel's: what the other side does not take stays in the pipe, and nothing more is read.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from proxyfw.edge.poller import GONE, READABLE, WRITABLE, Events, Poller
+
+PIPE_SIZE = 1 << 18
+_ROUNDS = 16  # of splicing one direction before others get their turn
+_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_POOLED = 64
+
+
+class Pipes:
+    """A pool of empty pipes."""
+
+    def __init__(self) -> None:
+        self._idle: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[int, int]:
+        """An empty pipe, (read end, write end). Raises OSError when no descriptor is left."""
+        if self._idle:
+            return self._idle.pop()
+        pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(OSError):  # over the user's quota of pipe pages: the default size serves too
+            fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        return pipe
+
+    def give(self, pipe: tuple[int, int]) -> None:
+        """Back into the pool; it must be empty."""
+        if len(self._idle) < _POOLED:
+            self._idle.append(pipe)
+        else:
+            discard(pipe)
+
+    def close(self) -> None:
+        """Closes every idle pipe."""
+        while self._idle:
+            discard(self._idle.pop())
+
+
+def discard(pipe: tuple[int, int]) -> None:
+    """Closes a pipe, with whatever is in it."""
+    os.close(pipe[0])
+    os.close(pipe[1])
+
+
+class _Half:
+    """One direction. `first` are bytes already in Python, sent before any is spliced."""
+
+    __slots__ = ("count", "done", "ended", "first", "held", "into", "out_of", "pipe", "who")
+
+    def __init__(self, out_of: int, into: int, first: bytes, who: str) -> None:
+        self.out_of = out_of
+        self.into = into
+        self.first = first
+        self.who = who  # whose bytes: the one who closes when they end
+        self.pipe: tuple[int, int] | None = None
+        self.held = 0  # bytes in the pipe
+        self.count = 0  # bytes delivered
+        self.ended = False  # the source has sent FIN
+        self.done = False  # and so have we
+
+
+class Relay:
+    """Relays between two watched sockets until both have ended, one fails, or it is closed.
+
+    `to_server` and `to_client` are sent first; `sent` and `received` bytes had gone that way before.
+    Owns both sockets from `start` on. `on_close(relay, closed_by)` is called once, when they are closed; `closed_by` is
+    "client", "server", or what `close` was called with.
+    """
+
+    __slots__ = ("_client", "_down", "_on_close", "_pipes", "_poller", "_server", "_up", "active_at", "closed")
+
+    def __init__(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        poller: Poller,
+        pipes: Pipes,
+        on_close: Callable[["Relay", str], None],
+        to_server: bytes = b"",
+        to_client: bytes = b"",
+        sent: int = 0,
+        received: int = 0,
+    ) -> None:
+        self._client, self._server = client, server
+        self._poller, self._pipes, self._on_close = poller, pipes, on_close
+        self._up = _Half(client.fileno(), server.fileno(), to_server, "client")
+        self._down = _Half(server.fileno(), client.fileno(), to_client, "server")
+        self._up.count = sent
+        self._down.count = received
+        self.active_at = 0.0
+        self.closed = False
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes delivered to the server by this relay."""
+        return self._up.count
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes delivered to the client by this relay."""
+        return self._down.count
+
+    def start(self) -> None:
+        """Begins; both sockets must already be watched by the poller."""
+        self.active_at = self._poller.loop.time()
+        self._poller.rewatch(self._client.fileno(), self._client_event)
+        self._poller.rewatch(self._server.fileno(), self._server_event)
+        # Edge-triggered: what came before is not announced again.
+        self._pump(self._down)
+        self._pump(self._up)
+
+    def close(self, closed_by: str) -> None:
+        """Closes both sockets at once."""
+        if self.closed:
+            return
+        self.closed = True
+        for sock in (self._client, self._server):
+            self._poller.forget(sock.fileno())
+            sock.close()
+        for half in (self._up, self._down):
+            if half.pipe is not None:
+                discard(half.pipe)
+                half.pipe = None
+        self._on_close(self, closed_by)
+
+    def _client_event(self, events: Events) -> None:
+        self._event(events, self._up, self._down)
+
+    def _server_event(self, events: Events) -> None:
+        self._event(events, self._down, self._up)
+
+    def _event(self, events: Events, reading: _Half, writing: _Half) -> None:
+        self.active_at = self._poller.loop.time()
+        if events & WRITABLE and (writing.held or writing.first):
+            self._pump(writing)
+        if events & READABLE and not self.closed:
+            self._pump(reading)
+        # The source had ended before: a reset is all that can come from there, and no read will tell of it.
+        if events & GONE and reading.done and not self.closed:
+            self.close(reading.who)
+
+    def _pump(self, half: _Half) -> None:
+        """Carries bytes of one direction until the source has none or the other side takes none."""
+        try:
+            for _ in range(_ROUNDS):
+                if not self._step(half):
+                    return
+        except BlockingIOError:
+            if half.pipe is not None and not half.held:
+                self._pipes.give(half.pipe)
+                half.pipe = None
+            return
+        except OSError:
+            self.close(half.who)
+            return
+        self._poller.loop.call_soon(self._resume, half)
+
+    def _resume(self, half: _Half) -> None:
+        if not self.closed:
+            self._pump(half)
+
+    def _step(self, half: _Half) -> bool:
+        """One read or write; whether there may be more to do. Raises BlockingIOError where the kernel says wait."""
+        if half.first:
+            sent = os.write(half.into, half.first)
+            half.count += sent
+            half.first = half.first[sent:]
+            return True
+        if not half.held:
+            if half.ended:
+                self._finish(half)
+                return False
+            if half.pipe is None:
+                half.pipe = self._pipes.take()
+            half.held = os.splice(half.out_of, half.pipe[1], PIPE_SIZE, flags=_FLAGS)
+            half.ended = half.held == 0
+            return True
+        assert half.pipe is not None
+        sent = os.splice(half.pipe[0], half.into, half.held, flags=_FLAGS)
+        half.held -= sent
+        half.count += sent
+        return True
+
+    def _finish(self, half: _Half) -> None:
+        """The source has ended and everything is delivered: pass the FIN on; the second one ends the relay."""
+        if half.pipe is not None:
+            self._pipes.give(half.pipe)
+            half.pipe = None
+        if half.done:
+            return
+        half.done = True
+        if self._up.done and self._down.done:
+            # The first to end is who closed; the other only answered.
+            self.close(self._down.who if half is self._up else self._up.who)
+            return
+        with suppress(OSError):
+            (self._server if half is self._up else self._client).shutdown(socket.SHUT_WR)

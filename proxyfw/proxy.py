@@ -1,0 +1,151 @@
+"""The TCP proxy: takes what the packet layer hands over, within limits, and keeps track of what lives."""
+
+import asyncio
+import errno
+import socket
+from collections import Counter
+from functools import lru_cache
+from ipaddress import ip_address
+
+from proxyfw.connection import Connection, Shared
+from proxyfw.core.address import IPAddress
+from proxyfw.core.policy import Flow, Policy, Protocol
+from proxyfw.core.verdict import Deny, Reason
+from proxyfw.edge.poller import Stream
+
+MAX_CONNECTIONS = 16384
+MAX_PER_CLIENT = 4096
+DESCRIPTORS_EACH = 3  # two sockets, and room for pipes, the resolver's sockets and files
+IDLE = 3600.0  # seconds without a byte either way in a relay
+HTTP_IDLE = 300.0  # the same between and inside plain HTTP requests
+TOTAL = 7 * 86400.0  # seconds that one connection may last
+SWEEP = 15.0  # seconds between two looks for these
+_ACCEPTS = 64  # connections accepted before others get their turn
+_PAUSE = 0.1  # seconds without accepting when descriptors run out
+
+
+class Proxy:
+    """Accepts connections from listeners and runs them. `accepted` counts them."""
+
+    def __init__(self, shared: Shared, max_connections: int = MAX_CONNECTIONS) -> None:
+        self._shared = shared
+        self._max = max_connections
+        self._listeners: list[socket.socket] = []
+        self._live: set[Connection] = set()
+        self._per_client: Counter[str] = Counter()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.accepted = 0
+
+    def start(self, listeners: list[socket.socket]) -> None:
+        """Begins to accept."""
+        self._listeners = listeners
+        for listener in listeners:
+            self._shared.poller.loop.add_reader(listener.fileno(), self._accept, listener)
+        self._sweep()
+
+    def stop(self) -> None:
+        """Stops accepting and closes every connection."""
+        for listener in self._listeners:
+            self._shared.poller.loop.remove_reader(listener.fileno())
+            listener.close()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in tuple(self._live):
+            connection.close("proxy")
+
+    def open_connections(self) -> dict[str, int]:
+        """How many connections each client has."""
+        return dict(self._per_client)
+
+    def rejudge(self, policy: Policy) -> int:
+        """Puts a new policy in force and closes what it forbids; how many that were."""
+        self._shared.policy = policy
+        closed = 0
+        for connection in tuple(self._live):
+            entry = connection.entry
+            verdict = policy.decide(entry.flow) if entry is not None else None
+            denied = isinstance(verdict, Deny) and not verdict.observed
+            if denied or policy.client_at(connection.address) != connection.name:
+                connection.close("policy")
+                closed += 1
+        return closed
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(listener)
+                    return
+                continue  # that one connection is gone already
+            self.accepted += 1
+            try:
+                sock.setblocking(False)
+                self._admit(sock, peer[0])
+            except OSError:
+                sock.close()
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        shared = self._shared
+        aimed_at = sock.getsockname()
+        destination, port = _address(aimed_at[0]), aimed_at[1]
+        name = shared.policy.client_at(address)
+        if name is None:
+            self._turn_away(sock, address, destination, port, "", Deny(Reason.UNKNOWN_CLIENT))
+        elif len(self._live) >= self._max:
+            deny = Deny(Reason.LIMIT, detail=f"{self._max} connections are open in all")
+            self._turn_away(sock, address, destination, port, name, deny)
+        elif self._per_client[name] >= MAX_PER_CLIENT:
+            deny = Deny(Reason.LIMIT, detail=f"{MAX_PER_CLIENT} connections of this client are open")
+            self._turn_away(sock, address, destination, port, name, deny)
+        else:
+            connection = Connection(Stream(sock, shared.poller), address, name, destination, port, shared, self._done)
+            self._live.add(connection)
+            self._per_client[name] += 1
+            connection.start()
+
+    def _turn_away(
+        self, sock: socket.socket, address: str, destination: IPAddress, port: int, name: str, deny: Deny
+    ) -> None:
+        stream = Stream(sock, self._shared.poller)
+        Connection(stream, address, name, destination, port, self._shared, self._done).record(
+            Flow(name, Protocol.TCP, destination, port), deny
+        )
+        stream.reset_on_close()
+        stream.close()
+
+    def _done(self, connection: Connection) -> None:
+        if connection in self._live:
+            self._live.remove(connection)
+            self._per_client[connection.name] -= 1
+            if not self._per_client[connection.name]:
+                del self._per_client[connection.name]
+
+    def _pause(self, listener: socket.socket) -> None:
+        """Out of descriptors: what waits in the backlog is accepted when some are free again; nothing gets through."""
+        loop = self._shared.poller.loop
+        loop.remove_reader(listener.fileno())
+        loop.call_later(_PAUSE, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._shared.poller.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _sweep(self) -> None:
+        loop = self._shared.poller.loop
+        now = loop.time()
+        for connection in tuple(self._live):
+            relay = connection.relay
+            if connection.entry is not None and now - connection.entry.since > TOTAL:
+                connection.close("limit")
+            elif now - (relay.active_at if relay else connection.active_at) > (IDLE if relay else HTTP_IDLE):
+                connection.close("idle")
+        self._sweeper = loop.call_later(SWEEP, self._sweep)
+
+
+@lru_cache(maxsize=4096)
+def _address(text: str) -> IPAddress:
+    return ip_address(text.partition("%")[0])

@@ -1,0 +1,251 @@
+"""The one service: builds the edges, hands them to each other, and carries out reloads. The only wiring there is."""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from proxyfw import __version__
+from proxyfw.connection import Shared
+from proxyfw.core.policy import Policy
+from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, render
+from proxyfw.edge import files, routes
+from proxyfw.edge.control import Answer, Control
+from proxyfw.edge.listen import listen
+from proxyfw.edge.logdb import LogWriter, Row
+from proxyfw.edge.nflog import Nflog, NflogError, Refused
+from proxyfw.edge.nft import Nft, NftError
+from proxyfw.edge.poller import Poller
+from proxyfw.edge.resolver import Resolver
+from proxyfw.load import Loaded, load
+from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS, Proxy
+
+CONTROL_SOCKET = "control.sock"
+LOG_FILE = "log.sqlite"
+_SPARE_DESCRIPTORS = 256
+
+
+class StartError(Exception):
+    """The service cannot start; the message says why and what to do. What was in force stays in force."""
+
+
+@dataclass(slots=True)
+class _State:
+    """What `status` tells beside the live counts."""
+
+    loaded: Loaded
+    since: float
+    reloaded: float = 0.0
+    failed: list[str] = field(default_factory=list)  # why the latest reload was not taken
+
+
+class Service:
+    """Runs until SIGTERM or SIGINT. SIGHUP reloads. The packet layer stays in force afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._nft = Nft()
+        self._nflog = Nflog(LOG_GROUP)
+        self._poller = Poller()
+        self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Answer]] = set()
+
+    async def run(self) -> None:
+        """Starts everything in the order that never leaves a gap, and serves. Raises StartError."""
+        self._close_first()
+        loaded = load(self._path)
+        if loaded.policy is None or loaded.config is None:
+            raise StartError("\n".join(map(str, loaded.problems)))
+        for problem in loaded.problems:
+            say(str(problem))
+        self._state = _State(loaded, time.time())
+        loop = asyncio.get_running_loop()
+        try:
+            listeners = [listen(family, PROXY_PORT) for family in (socket.AF_INET, socket.AF_INET6) if _has(family)]
+        except OSError as error:
+            raise StartError(f"port {PROXY_PORT} on loopback: {error.strerror}; is proxyfw running already?") from None
+        self._start_log(loaded)
+        try:
+            routes.ensure(MARK, MASK)
+            self._nflog.start()
+            self._apply(loaded, loaded.policy)
+        except (routes.RoutesError, NflogError, NftError, OSError) as error:
+            raise StartError(f"the packet layer could not be set up: {error}") from None
+        self._poller.start(loop)
+        resolver = Resolver(loaded.policy.upstream, loop.time)
+        self._shared = Shared(loaded.policy, resolver, self._poller, self._log)
+        self._proxy = Proxy(self._shared, _raise_descriptors())
+        self._proxy.start(listeners)
+        loop.add_reader(self._nflog.fileno(), self._on_refused)
+        control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
+        await control.start()
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        gc.collect()
+        gc.freeze()  # what is there now lives as long as the service
+        say(f"ready: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles, log in {self._log.path}")
+        await self._stop.wait()
+        control.stop()
+        self._proxy.stop()
+        await asyncio.sleep(0)  # lets the closed connections write their rows
+        self._nflog.stop()
+        self._log.stop()
+        say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")
+
+    def _close_first(self) -> None:
+        """Fail closed: from here on nothing passes that a former or the new policy does not allow."""
+        if not self._nft.has_table():
+            try:
+                self._nft.apply(files.read(files.shipped("iptables") / "fail-safe.nft"))
+            except (NftError, files.FileError) as error:
+                raise StartError(f"the fail-safe ruleset could not be loaded: {error}") from None
+
+    def _start_log(self, loaded: Loaded) -> None:
+        assert loaded.config is not None
+        self._log = LogWriter(
+            Path(loaded.config.state_dir) / LOG_FILE, loaded.config.log_keep, loaded.config.log_max_size
+        )
+        self._log.start()
+        if self._log.moved_aside:
+            say(f"the log was corrupt; a new one was begun, and the old one is {self._log.moved_aside}")
+        if self._log.last_error:
+            say(f"the log cannot be written now, and will be tried again: {self._log.last_error}")
+
+    def _apply(self, loaded: Loaded, policy: Policy) -> None:
+        assert loaded.config is not None
+        skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
+        self._nft.apply(render(policy, skeleton, loaded.config.downstream_group))
+
+    def _on_hangup(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _reload(self) -> Answer:
+        """Takes the new files, all of them or none: the last good policy stays until another one is in force."""
+        async with self._reloading:
+            loaded = await asyncio.to_thread(load, self._path)
+            told = [str(problem) for problem in loaded.problems]
+            if loaded.policy is None or loaded.config is None:
+                return self._reload_failed(told)
+            try:
+                self._apply(loaded, loaded.policy)
+            except (NftError, files.FileError) as error:
+                return self._reload_failed([*told, f"the packet layer could not be set up: {error}"])
+            before, self._state.loaded = self._state.loaded, loaded
+            if loaded.policy.upstream != self._shared.policy.upstream:
+                self._shared.resolver = Resolver(loaded.policy.upstream, self._poller.loop.time)
+            closed = self._proxy.rejudge(loaded.policy)
+            self._state.reloaded, self._state.failed = time.time(), []
+            told += _needs_restart(before, loaded)
+            for line in (*told, f"reloaded: {len(loaded.policy.clients)} clients, {closed} connections closed"):
+                say(line)
+            return {"ok": True, "problems": told, "closed": closed, "clients": len(loaded.policy.clients)}
+
+    def _reload_failed(self, problems: list[str]) -> Answer:
+        self._state.failed = problems
+        for line in (*problems, "reload: nothing was changed, the last good policy stays in force"):
+            say(line)
+        return {"ok": False, "problems": problems}
+
+    def _on_refused(self) -> None:
+        for refused in self._nflog.read():
+            self._log.open_row(_row(refused, self._shared.policy))
+
+    async def _answer(self, command: str) -> Answer:
+        if command == "reload":
+            return await self._reload()
+        if command == "status":
+            return self._status()
+        return {"ok": False, "problems": [f"unknown command {command!r}"]}
+
+    def _status(self) -> Answer:
+        policy, open_now = self._shared.policy, self._proxy.open_connections()
+        return {
+            "ok": True,
+            "version": __version__,
+            "pid": os.getpid(),
+            "config": str(self._path),
+            "since": self._state.since,
+            "reloaded": self._state.reloaded,
+            "reload_failed": self._state.failed,
+            "clients": [
+                {
+                    "name": client.name,
+                    "addresses": [str(address) for address in client.addresses],
+                    "profiles": list(self._profiles_of(client.name)),
+                    "mode": "observe" if client.observe else "enforce",
+                    "connections": open_now.get(client.name, 0),
+                }
+                for client in policy.clients.values()
+            ],
+            "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
+            "accepted": self._proxy.accepted,
+            "log": {
+                "file": str(self._log.path),
+                "written": self._log.written,
+                "lost": self._log.dropped,
+                "error": self._log.last_error,
+                "packets_not_logged": self._nft.counter("unlogged"),
+                "kernel_overruns": self._nflog.lost,
+            },
+        }
+
+    def _profiles_of(self, client: str) -> tuple[str, ...]:
+        config: Any = self._state.loaded.config
+        return tuple(config.clients[client].profiles)
+
+
+def say(text: str) -> None:
+    """One message for the console or the journal. Names in it come from files of the user, not from clients."""
+    with suppress(OSError):
+        print(f"proxyfw: {text}", file=sys.stderr, flush=True)
+
+
+def _row(refused: Refused, policy: Policy) -> Row:
+    mode, _, reason = refused.prefix.rpartition(" ")
+    return Row(
+        client=policy.client_at(str(refused.source)) or "",
+        address=str(refused.source),
+        protocol=refused.protocol,
+        destination=str(refused.destination),
+        port=refused.port,
+        verdict=mode or "deny",
+        reason=reason,
+    )
+
+
+def _needs_restart(before: Loaded, after: Loaded) -> list[str]:
+    assert before.config is not None
+    assert after.config is not None
+    return [
+        f"{key} has changed: it takes effect at the next start"
+        for key in ("state_dir", "log_keep", "log_max_size")
+        if getattr(before.config, key) != getattr(after.config, key)
+    ]
+
+
+def _has(family: socket.AddressFamily) -> bool:
+    """Whether the kernel has this family (IPv6 can be switched off)."""
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return family == socket.AF_INET or Path("/proc/net/if_inet6").exists()
+
+
+def _raise_descriptors() -> int:
+    """Raises the limit of open files as far as it goes; how many connections that allows."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(MAX_CONNECTIONS, (hard - _SPARE_DESCRIPTORS) // DESCRIPTORS_EACH)

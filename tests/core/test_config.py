@@ -1,0 +1,326 @@
+"""proxyfw.yaml: both forms of a client, the settings and their defaults, every mistake with its line and the fix."""
+
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxyfw.core.config import Config, check_profiles, parse_config
+from proxyfw.core.problem import Problem, Where
+
+WHOLE = """\
+clients:
+  programming:
+    profiles: [github, pypi]
+    address: [10.137.0.11, "fd09:24ef:4179::a89:b"]
+  studying:
+    profiles: [wikipedia]
+    mode: observe                          # enforce (default) | observe: allow, but log what would be denied
+    address: 10.137.0.12
+unlisted: deny                             # attached but not listed: deny (default)
+profiles: [/rw/config/proxyfw/profiles]    # more folders of profiles
+dns: {upstream: [10.139.1.1, 10.139.1.2]}  # default: resolv.conf
+log: {keep: 12h, max_size: 1GiB}
+downstream_group: 3                        # interface group of the client side (Qubes: 2)
+state_dir: /rw/proxyfw
+"""
+
+DESIGN = """\
+clients:
+  programming: [github, pypi]              # short form: its profiles
+  studying:
+    profiles: [wikipedia]
+    mode: observe                          # enforce (default) | observe: allow, but log what would be denied
+    address: [10.137.0.12]                 # only where names cannot be looked up (no dom0 policy needed then)
+    dns: profile                           # profile (default): only permitted names resolve | all
+  "tag:research": [arxiv]                  # every attached qube with that Qubes tag
+unlisted: qubes                            # attached but not listed: deny (default) | qubes
+clients_file: clients                      # optional: dynamic-firewall's format, "qube  profile profile", # comments
+profiles: [/rw/config/proxyfw/profiles]    # more folders of profiles
+dns: {upstream: [10.139.1.1, 10.139.1.2]}  # default: resolv.conf
+explicit: {port: 3128}                     # SOCKS4/4a/5 and HTTP proxy on one port, for clients that want one
+upstream_proxy: socks5://10.137.0.5:9050   # optional: leave through another proxy, names resolved there
+log: {keep: 30d, max_size: 512MiB}
+downstream_group: 2                        # interface group of the client side (Qubes: 2)
+state_dir: /var/lib/proxyfw
+"""
+
+CLIENT = "clients: {work: {profiles: [a], address: 10.137.0.9}}\n"
+
+
+def config(text: str) -> Config:
+    parsed, problems = parse_config("proxyfw.yaml", text)
+    assert parsed is not None, problems
+    return parsed
+
+
+def check_one_problem(text: str, line: int, message: str, fix: str, warning: bool) -> None:
+    parsed, problems = parse_config("proxyfw.yaml", text)
+    assert (parsed is not None) == warning
+    assert len(problems) == 1, problems
+    assert problems[0].where == Where("proxyfw.yaml", line)
+    assert problems[0].warning == warning
+    assert message in problems[0].message
+    assert fix in problems[0].fix
+
+
+def test_a_whole_configuration() -> None:
+    parsed, problems = parse_config("proxyfw.yaml", WHOLE)
+    assert parsed is not None
+    assert problems == []
+    assert list(parsed.clients) == ["programming", "studying"]
+    programming, studying = parsed.clients.values()
+    assert (programming.name, programming.profiles, programming.observe) == ("programming", ("github", "pypi"), False)
+    assert programming.addresses == (ip_address("10.137.0.11"), ip_address("fd09:24ef:4179::a89:b"))
+    assert (programming.where.line, [where.line for where in programming.profiles_where]) == (2, [3, 3])
+    assert (studying.name, studying.profiles, studying.observe) == ("studying", ("wikipedia",), True)
+    assert studying.addresses == (ip_address("10.137.0.12"),)
+    assert parsed.profile_folders == ("/rw/config/proxyfw/profiles",)
+    assert parsed.upstream == ((ip_address("10.139.1.1"), 53), (ip_address("10.139.1.2"), 53))
+    assert (parsed.log_keep, parsed.log_max_size) == (12 * 3600, 2**30)
+    assert (parsed.downstream_group, parsed.state_dir) == (3, "/rw/proxyfw")
+
+
+def test_what_is_not_in_this_version_is_named_line_by_line() -> None:
+    parsed, problems = parse_config("proxyfw.yaml", DESIGN)
+    assert parsed is None
+    assert [str(problem) for problem in problems] == [
+        'proxyfw.yaml:2: warning: "programming": its address cannot be looked up in this version: the client stays '
+        "refused; give address: [10.137.0.12]",
+        'proxyfw.yaml:7: error: the key "dns" is not in this version; remove the line',
+        'proxyfw.yaml:8: error: "tag:research": clients by tag are not in this version; list the qubes by name',
+        "proxyfw.yaml:9: error: unlisted: qubes is not in this version; remove the line, or write deny",
+        'proxyfw.yaml:10: error: the key "clients_file" is not in this version; '
+        "remove the line, and list the clients under clients:",
+        'proxyfw.yaml:13: error: the key "explicit" is not in this version; remove the line',
+        'proxyfw.yaml:14: error: the key "upstream_proxy" is not in this version; remove the line',
+    ]
+
+
+def test_defaults() -> None:
+    parsed = config(CLIENT)
+    assert (parsed.profile_folders, parsed.upstream) == ((), ())
+    assert (parsed.log_keep, parsed.log_max_size) == (30 * 24 * 3600, 512 * 1024 * 1024)
+    assert (parsed.downstream_group, parsed.state_dir) == (2, "/var/lib/proxyfw")
+    assert parsed.clients["work"].observe is False
+
+
+def test_a_client_in_the_short_form() -> None:
+    client = config("clients:\n  work:\n    - a\n    - b\n").clients["work"]
+    assert (client.profiles, client.addresses, client.observe) == (("a", "b"), (), False)
+    assert [where.line for where in client.profiles_where] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("lines", "field", "value"),
+    [
+        pytest.param("log: {keep: 45s}", "log_keep", 45, id="seconds"),
+        pytest.param("log: {keep: 10m}", "log_keep", 600, id="minutes"),
+        pytest.param("log: {keep: 12h}", "log_keep", 43200, id="hours"),
+        pytest.param("log: {keep: 30d}", "log_keep", 2592000, id="days"),
+        pytest.param("log: {max_size: 1MiB}", "log_max_size", 1048576, id="the smallest log"),
+        pytest.param("log: {max_size: 100MB}", "log_max_size", 100_000_000, id="megabytes"),
+        pytest.param("log: {max_size: 2GiB}", "log_max_size", 2**31, id="gibibytes"),
+        pytest.param("log: {max_size: 3GB}", "log_max_size", 3 * 10**9, id="gigabytes"),
+        pytest.param("log: {max_size: 2048KiB}", "log_max_size", 2**21, id="kibibytes"),
+        pytest.param("log: {}", "log_keep", 2592000, id="log with nothing in it"),
+        pytest.param("downstream_group: 4294967295", "downstream_group", 2**32 - 1, id="the last group"),
+        pytest.param("profiles: []", "profile_folders", (), id="no more folders"),
+        pytest.param(
+            "dns: {upstream: ['10.139.1.1:5353']}",
+            "upstream",
+            ((ip_address("10.139.1.1"), 5353),),
+            id="resolver and port",
+        ),
+        pytest.param(
+            "dns: {upstream: ['[2001:db8::53]:54']}",
+            "upstream",
+            ((ip_address("2001:db8::53"), 54),),
+            id="IPv6 resolver and port",
+        ),
+        pytest.param(
+            "dns: {upstream: ['[2001:db8::53]', '2001:db8::54']}",
+            "upstream",
+            ((ip_address("2001:db8::53"), 53), (ip_address("2001:db8::54"), 53)),
+            id="IPv6 resolvers without a port",
+        ),
+        pytest.param("unlisted: deny", "upstream", (), id="unlisted deny"),
+    ],
+)
+def test_settings(lines: str, field: str, value: object) -> None:
+    parsed, problems = parse_config("proxyfw.yaml", CLIENT + lines)
+    assert problems == []
+    assert getattr(parsed, field) == value
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "fix"),
+    [
+        pytest.param("client: {}", 'unknown key "client"', 'write "clients"', id="a key nearly right"),
+        pytest.param("log: {keep: 30d}\nlog: {keep: 3d}", "stands twice", "the first is on line 2", id="a key twice"),
+        pytest.param("unlisted: allow", '"allow" does not exist', "write deny", id="unlisted allow"),
+        pytest.param("unlisted: qubes", "not in this version", "remove the line", id="unlisted qubes"),
+        pytest.param("clients_file: c", "not in this version", "under clients:", id="clients_file"),
+        pytest.param("explicit: {port: 1}", "not in this version", "remove the line", id="explicit"),
+        pytest.param("upstream_proxy: x", "not in this version", "remove the line", id="upstream_proxy"),
+        pytest.param("profiles: /p", "a list is wanted, this is a string", "write [/p]", id="one folder"),
+        pytest.param("profiles: [p]", '"p" is not a full path', "begin it with /", id="a folder without a slash"),
+        pytest.param("profiles: [~/p]", "is not a full path", "begin it with /", id="a folder from home"),
+        pytest.param("state_dir: var", '"var" is not a full path', "begin it with /", id="state_dir without a slash"),
+        pytest.param("state_dir:", "there is nothing here", "remove the key", id="state_dir with nothing"),
+        pytest.param("dns: {}", "names no server", "upstream: [10.139.1.1]", id="dns with nothing in it"),
+        pytest.param("dns: {upstream: []}", "names no server", "remove dns:", id="no resolver"),
+        pytest.param("dns: [10.139.1.1]", "a mapping is wanted, this is a list", "key: value", id="dns as a list"),
+        pytest.param("dns: {upstream: 10.139.1.1}", "a list is wanted", "write [10.139.1.1]", id="one resolver"),
+        pytest.param("dns: {upstream: [dns.org]}", "not a DNS server's address", "10.139.1.1:5353", id="a name"),
+        pytest.param("dns: {upstream: ['10.0.0.1:0']}", "not a DNS server's address", "10.139.1.1:5353", id="port 0"),
+        pytest.param("dns: {upstream: ['1.1.1.1:65536']}", "not a DNS server's", "10.139.1.1:5353", id="port 65536"),
+        pytest.param("dns: {upstream: ['[10.0.0.1']}", "not a DNS server's", "10.139.1.1:5353", id="half a bracket"),
+        pytest.param("dns: {upstream: [0.0.0.0]}", "not a DNS server's", "10.139.1.1", id="the unspecified address"),
+        pytest.param("dns: {upstream: [224.0.0.251]}", "not a DNS server's", "10.139.1.1", id="multicast DNS"),
+        pytest.param("log: {kep: 3d}", 'unknown key "kep"', 'write "keep"', id="a log key nearly right"),
+        pytest.param("log: 30d", "a mapping is wanted, this is a string", "key: value", id="log as a string"),
+        pytest.param("log: {keep: 30}", '"30": not a duration', "as in 30d", id="a duration without a unit"),
+        pytest.param("log: {keep: 0d}", '"0d": not a duration', "as in 30d", id="no duration at all"),
+        pytest.param("log: {keep: 1h30m}", "not a duration", "as in 30d", id="two units"),
+        pytest.param("log: {keep: -1d}", "not a duration", "as in 30d", id="a duration below zero"),
+        pytest.param("log: {max_size: 512}", "not a size", "as in 512MiB", id="a size without a unit"),
+        pytest.param("log: {max_size: 5mb}", "not a size", "kB, MB, GB, KiB, MiB, GiB", id="a size in small letters"),
+        pytest.param("log: {max_size: 1MB}", "too small", "write 1MiB or more", id="a log too small"),
+        pytest.param("downstream_group: 0", "every interface that has no group", "write 2", id="group 0"),
+        pytest.param("downstream_group: 1", "the uplink on Qubes", "write 2", id="group 1"),
+        pytest.param("downstream_group: 4294967296", "not an interface group", "4294967295", id="a group too large"),
+        pytest.param("downstream_group: -1", "not an interface group", "from 2", id="a group below zero"),
+        pytest.param("downstream_group: 02", "not an interface group", "from 2", id="a group with a leading zero"),
+        pytest.param("downstream_group: '٣'", "not an interface group", "from 2", id="a digit of another script"),
+    ],
+)
+def test_errors_in_the_settings_name_the_line_and_the_fix(lines: str, message: str, fix: str) -> None:
+    check_one_problem(CLIENT + lines, 2 + lines.count("\n"), message, fix, warning=False)
+
+
+ADDRESS = "clients:\n  work:\n    profiles: [a]\n    address: "
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "fix"),
+    [
+        pytest.param("", 1, "the file is empty", "write at least one key", id="an empty file"),
+        pytest.param("clients:\n\twork: [a]", 2, "not valid YAML", "spaces in place of tabs", id="a tab"),
+        pytest.param("clients:\n", 1, "there is nothing here", "remove the key", id="clients with nothing"),
+        pytest.param("clients: [work]", 1, "a mapping is wanted, this is a list", "key: value", id="clients as a list"),
+        pytest.param("clients:\n  'tag:x': [a]", 2, "by tag are not in this version", "by name", id="a tag"),
+        pytest.param("clients:\n  1work: [a]", 2, "not the name of a qube", "a letter, then", id="a digit first"),
+        pytest.param("clients:\n  my work: [a]", 2, "not the name of a qube", "a letter, then", id="a space"),
+        pytest.param("clients:\n  " + "a" * 32 + ": [a]", 2, "not the name", "at most 31", id="32 characters"),
+        pytest.param("clients:\n  é: [a]", 2, "not the name of a qube", "a letter, then", id="a letter beyond ASCII"),
+        pytest.param(
+            "clients:\n  a: {address: 10.0.0.1}\n  a: {address: 10.0.0.2}",
+            3,
+            '"a" stands twice',
+            "line 2",
+            id="a client twice",
+        ),
+        pytest.param(ADDRESS + "10.0.0.1\n    mod: x", 5, 'unknown key "mod"', 'write "mode"', id="a key nearly right"),
+        pytest.param(
+            ADDRESS + "10.0.0.1\n    dns: all", 5, "not in this version", "remove the line", id="a client's dns"
+        ),
+        pytest.param(ADDRESS + "10.0.0.1\n    mode: off", 5, 'mode "off"', "enforce or observe", id="an unknown mode"),
+        pytest.param(
+            ADDRESS + "10.0.0.1\n    mode: [observe]", 5, "this is a list", "one value", id="a mode in brackets"
+        ),
+        pytest.param("clients:\n  w: {profiles: a, address: 10.0.0.1}", 2, "a list is wanted", "[a]", id="one profile"),
+        pytest.param(ADDRESS + "work.lan", 4, "is not an address", "10.137.0.12", id="a name as the address"),
+        pytest.param(ADDRESS + "10.137.0.0/24", 4, "is not an address", "10.137.0.12", id="a network as the address"),
+        pytest.param(ADDRESS + "fe80::1%eth0", 4, "is not an address", "fd09::12", id="a zone"),
+        pytest.param(ADDRESS + "127.0.0.2", 4, "is loopback, not a qube's", "the qube's own", id="loopback"),
+        pytest.param(ADDRESS + "'::1'", 4, "is loopback, not a qube's", "the qube's own", id="IPv6 loopback"),
+        pytest.param(ADDRESS + "224.0.0.1", 4, "is multicast, not a qube's", "the qube's own", id="multicast"),
+        pytest.param(ADDRESS + "'::'", 4, "is unspecified, not a qube's", "the qube's own", id="unspecified"),
+        pytest.param(ADDRESS + "169.254.1.1", 4, "is link-local, not a qube's", "the qube's own", id="link-local"),
+        pytest.param(ADDRESS + "::ffff:10.0.0.1", 4, "an IPv4 address in IPv6", "write 10.0.0.1", id="IPv4 in IPv6"),
+        pytest.param(ADDRESS + "{a: b}", 4, "this is a mapping", "write [a, b]", id="a mapping as the address"),
+        pytest.param(ADDRESS, 4, "there is nothing here", "remove the key", id="an address key with nothing"),
+        pytest.param(
+            ADDRESS + "10.0.0.1\n  play:\n    address: [10.0.0.2, 10.0.0.1]",
+            6,
+            '10.0.0.1 is the address of "work" already (proxyfw.yaml:4)',
+            "to one client",
+            id="one address for two clients",
+        ),
+        pytest.param(
+            ADDRESS + "['fd09::1', 'FD09:0::1']",
+            4,
+            'fd09::1 is the address of "work" already',
+            "once",
+            id="address twice",
+        ),
+    ],
+)
+def test_errors_in_the_clients_name_the_line_and_the_fix(text: str, line: int, message: str, fix: str) -> None:
+    check_one_problem(text, line, message, fix, warning=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "fix"),
+    [
+        pytest.param("clients: {}", 1, "no client is listed", "work: [github]", id="no client"),
+        pytest.param("state_dir: /s", 1, "no client is listed", "work: [github]", id="no clients key"),
+        pytest.param("clients:\n  work: [a]", 2, "cannot be looked up", "address: [10.137.0.12]", id="short form"),
+        pytest.param("clients:\n  w: {profiles: [a]}", 2, "cannot be looked up", "address:", id="no address key"),
+        pytest.param("clients:\n  w: {address: []}", 2, "cannot be looked up", "address:", id="no address in the list"),
+    ],
+)
+def test_warnings_name_the_line_and_the_fix(text: str, line: int, message: str, fix: str) -> None:
+    check_one_problem(text, line, message, fix, warning=True)
+
+
+@pytest.mark.parametrize("name", ["work", "Work-2", "sys_net.x", "a" * 31, "no", "on"])
+def test_names_of_qubes(name: str) -> None:
+    assert list(config(f"clients:\n  {name}: [a]\n").clients) == [name]
+
+
+def test_a_profile_that_a_client_names_and_that_does_not_exist() -> None:
+    parsed = config("clients:\n  work:\n    - github\n    - wikipdia\n  play: [zzz]\n")
+    assert check_profiles(parsed, ["github", "wikipedia"]) == [
+        Problem(Where("proxyfw.yaml", 4), 'client "work": no profile is named "wikipdia"', 'write "wikipedia"'),
+        Problem(Where("proxyfw.yaml", 5), 'client "play": no profile is named "zzz"', "known: github, wikipedia"),
+    ]
+
+
+def test_the_fix_for_an_unknown_profile_lists_only_some_of_many() -> None:
+    fix = check_profiles(config("clients: {work: [zzz]}"), [f"p{number:02}" for number in range(30)])[0].fix
+    assert fix == "known: p00, p01, p02, p03, p04, p05, p06, p07, p08, p09, p10, p11, ..."
+
+
+def test_no_profile_at_all() -> None:
+    assert check_profiles(config("clients: {work: [a]}"), [])[0].fix == "remove it: there is none"
+
+
+def test_profiles_that_exist_are_no_problem() -> None:
+    assert check_profiles(config(CLIENT), {"a": 1, "b": 2}) == []
+
+
+words = st.sampled_from(
+    ["clients", "profiles", "address", "mode", "dns", "upstream", "log", "keep", "10.0.0.1", "30d", ""]
+)
+trees = st.recursive(
+    words,
+    lambda below: (
+        st.lists(below, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+        | st.lists(st.tuples(words, below), max_size=3).map(
+            lambda items: "{" + ", ".join(f"{key}: {value}" for key, value in items) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.text(st.sampled_from("ab:-[]{}*&!\"'\n\t #|>%"), max_size=30) | trees | trees.map("clients: {{work: {}}}".format)
+)
+def test_any_text_is_a_configuration_or_errors_with_line_and_fix(text: str) -> None:
+    parsed, problems = parse_config("proxyfw.yaml", text)
+    assert (parsed is None) == any(not problem.warning for problem in problems)
+    assert all(problem.where.line and problem.message and problem.fix for problem in problems)
