@@ -14,7 +14,7 @@ from proxyfw import __version__
 from proxyfw.core.config import Config, parse_config
 from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
-from proxyfw.core.verdict import Allow
+from proxyfw.core.verdict import Deny, in_a_word
 from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
@@ -226,9 +226,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         known = ", ".join(policy.clients) or "none"
         return _fail(f"explain: no client {printable(arguments.client)!r} in {_path(arguments)} (there: {known})")
     verdict = policy.decide(target.flow(arguments.client))
-    allowed = isinstance(verdict, Allow)
-    words = "allow" if allowed else "observe" if verdict.observed else "deny"
-    detail = "" if isinstance(verdict, Allow) else verdict.detail
+    words = in_a_word(verdict)
+    detail = verdict.detail if isinstance(verdict, Deny) else ""
     if arguments.json:
         _print_json(
             {

@@ -9,13 +9,14 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxyfw.core import http1, tls
 from proxyfw.core.address import IPAddress, dial_order
 from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
 from proxyfw.core.sniffed import Malformed, Named, NeedMore, NotMine, Sniffed
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
 from proxyfw.edge.dial import dial
 from proxyfw.edge.logdb import LogWriter, Row
 from proxyfw.edge.poller import Poller, Stream
@@ -52,33 +53,38 @@ class Entry:
     since: float
 
 
+class Ends(NamedTuple):
+    """Who connects to what: the client, its address, and the destination, also as the text that the kernel gave."""
+
+    client: str
+    address: str
+    destination: IPAddress
+    destination_text: str
+    port: int
+
+
 class Connection:
     """Runs as one task until its relay begins, and lives on without a task until that ends."""
 
     __slots__ = (
         "_deadline",
+        "_late",
         "_on_done",
         "_protocol",
         "_shared",
         "_task",
         "active_at",
-        "address",
         "client",
         "closed_by",
-        "destination",
+        "ends",
         "entry",
-        "name",
-        "port",
         "relay",
     )
 
     def __init__(
         self,
         client: Stream,
-        address: str,
-        name: str,
-        destination: IPAddress,
-        port: int,
+        ends: Ends,
         shared: Shared,
         on_done: Callable[["Connection"], None],
     ) -> None:
@@ -86,20 +92,23 @@ class Connection:
         self._shared = shared
         self._on_done = on_done
         self._task: asyncio.Task[None] | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
+        self._late: Stream | None = None
         self._protocol = Protocol.TCP
-        self.address = address
-        self.name = name
-        self.destination = destination
-        self.port = port
+        self.ends = ends
         self.entry: Entry | None = None
         self.relay: Relay | None = None
         self.closed_by = ""
-        self.active_at = shared.poller.loop.time()
+        self.active_at = shared.poller.now
 
     def start(self) -> None:
         """Begins the task."""
         self._task = self._shared.poller.loop.create_task(self._run())
+
+    @property
+    def setting_up(self) -> bool:
+        """Whether its task still runs."""
+        return self._task is not None
 
     def close(self, closed_by: str) -> None:
         """Ends the connection at once, whatever it awaits."""
@@ -122,15 +131,14 @@ class Connection:
             self.record(self.flow(), Deny(Reason.ERROR, detail=repr(error)))
         finally:
             self._task = None
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._late = None
             if self.relay is None:
                 self.end_entry(self.closed_by or "client")
                 self.client.close()
                 self._on_done(self)
 
     async def _serve(self) -> None:
-        observe = self._shared.policy.observes(self.name)
+        observe = self._shared.policy.observes(self.ends.client)
         self.arm(OBSERVE_DEADLINE if observe else SNIFF_DEADLINE, self.client)
         first, sniffed, hello_end = await self._sniff()
         if self._protocol is Protocol.HTTP and not isinstance(sniffed, Malformed):
@@ -139,7 +147,7 @@ class Connection:
         self.disarm()
         flow = self.flow(sniffed)
         verdict, server = await self.connect(flow)
-        self.record(flow, verdict)
+        self.record(flow, verdict, server)
         if server is None:
             assert isinstance(verdict, Deny)
             await self._refuse(verdict)
@@ -181,13 +189,14 @@ class Connection:
         """This connection as the policy sees it."""
         name, source = (sniffed.name, NameSource.SNI) if isinstance(sniffed, Named) else (None, NameSource.NONE)
         broken = sniffed if isinstance(sniffed, Malformed) else None
-        return Flow(self.name, self._protocol, self.destination, self.port, name, source, broken)
+        return Flow(self.ends.client, self._protocol, self.ends.destination, self.ends.port, name, source, broken)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
         while True:
             policy = self._shared.policy
             verdict, server = await self._open(policy, flow, policy.decide(flow))
+            self.disarm()
             if policy is self._shared.policy:
                 return verdict, server
             # The policy changed while we waited: what it says now is what counts.
@@ -203,7 +212,7 @@ class Connection:
         if isinstance(verdict, Deny) and not verdict.observed:
             return verdict, None
         try:
-            return verdict, await dial((self.destination,), flow.port, self._shared.poller)
+            return verdict, await dial((self.ends.destination,), flow.port, self._shared.poller, self.arm)
         except OSError as error:
             return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error)), None
 
@@ -216,8 +225,9 @@ class Connection:
         addresses = policy.reachable(verdict, answer)
         if not addresses:
             return Deny(Reason.PRIVATE_ADDRESS, verdict.rule, f"it has only {', '.join(map(str, answer[:4]))}")
+        order = dial_order(addresses, self.ends.destination)
         try:
-            return await dial(dial_order(addresses, self.destination), flow.port, self._shared.poller)
+            return await dial(order, flow.port, self._shared.poller, self.arm)
         except OSError as error:
             return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error))
 
@@ -273,7 +283,7 @@ class Connection:
             broken = answer
         else:
             broken = Malformed(f"the second ClientHello does not name {named.name} again", Reason.AMBIGUOUS)
-        flow = replace(self.flow(answer), broken=broken)
+        flow = self.flow(answer)._replace(broken=broken)
         verdict = self._shared.policy.decide(flow)
         self.end_entry("proxy")
         self.record(flow, verdict)
@@ -293,8 +303,8 @@ class Connection:
         """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
         assert self.entry is not None
         self.relay = Relay(
-            self.client.sock,
-            server.sock,
+            self.client,
+            server,
             self._shared.poller,
             self._shared.pipes,
             self._relayed,
@@ -332,26 +342,34 @@ class Connection:
 
     def touch(self) -> None:
         """Bytes came: the connection is not idle."""
-        self.active_at = self._shared.poller.loop.time()
+        self.active_at = self._shared.poller.now
 
-    def record(self, flow: Flow, verdict: Verdict) -> None:
-        """Writes a verdict to the log; for what is let through, the row is completed when the flow ends."""
-        denied = isinstance(verdict, Deny)
+    def record(self, flow: Flow, verdict: Verdict, server: Stream | None = None) -> None:
+        """Writes a verdict to the log; for what is let through, the row is completed when the flow ends.
+
+        The row's destination is what was reached (`server`), else what the client aimed at.
+        """
+        word = in_a_word(verdict)
+        destination = aimed_at = self.ends.destination_text
+        detail = verdict.detail if isinstance(verdict, Deny) else ""
+        if server is not None and server.peer != aimed_at:
+            destination = server.peer
+            detail = detail or f"the client aimed at {aimed_at}"
         row = Row(
-            client=self.name,
-            address=self.address,
+            client=self.ends.client,
+            address=self.ends.address,
             protocol=flow.protocol.value,
             name=flow.name or "",
             name_source=flow.name_source.value,
-            destination=str(self.destination),
+            destination=destination,
             port=flow.port,
-            verdict="allow" if not denied else "observe" if verdict.observed else "deny",  # type: ignore[union-attr]
+            verdict=word,
             reason=verdict.reason.value,
             rule=verdict.rule,
-            detail=verdict.detail if isinstance(verdict, Deny) else "",
+            detail=detail,
         )
         self._shared.log.open_row(row)
-        if not denied or verdict.observed:  # type: ignore[union-attr]
+        if word != "deny":
             self.entry = Entry(flow, row, self._shared.poller.loop.time())
 
     def end_entry(self, closed_by: str, up: int = 0, down: int = 0) -> None:
@@ -365,7 +383,7 @@ class Connection:
     @property
     def armed(self) -> bool:
         """Whether a deadline runs."""
-        return self._deadline is not None
+        return self._late is not None
 
     def arm_sniff(self) -> None:
         """Gives the client the time it has to say whom it wants."""
@@ -373,15 +391,18 @@ class Connection:
 
     def arm(self, seconds: float, stream: Stream) -> None:
         """From now on, so many seconds: then whoever reads this stream gets TimeoutError."""
-        self.disarm()
-        late = TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-        self._deadline = self._shared.poller.loop.call_later(seconds, stream.interrupt, late)
+        self._deadline = self._shared.poller.now + seconds
+        self._late = stream
 
     def disarm(self) -> None:
         """Takes the deadline back."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._late = None
+
+    def expire(self, now: float) -> None:
+        """Called again and again while the connection is being set up: interrupts what is past its deadline."""
+        if self._late is not None and now >= self._deadline:
+            late, self._late = self._late, None
+            late.interrupt(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
 
 def _too_late(data: bytes) -> Malformed:

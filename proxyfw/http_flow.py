@@ -38,7 +38,7 @@ class HttpFlow:
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
         self._client = connection.client
-        self._session = http1.Session(connection.port)
+        self._session = http1.Session(connection.ends.port)
         self._server: Stream | None = None
         self._server_task: asyncio.Task[None] | None = None
         self._client_lock = asyncio.Lock()
@@ -162,7 +162,7 @@ class HttpFlow:
         connection.disarm()
         self._unjudged = None
         source = NameSource.HOST if name is not None else NameSource.NONE
-        flow = replace(connection.flow(), name=name, name_source=source)
+        flow = connection.flow()._replace(name=name, name_source=source)
         entry = connection.entry
         again = connection.decide(flow)
         permitted = not isinstance(again, Deny) or again.observed
@@ -170,7 +170,7 @@ class HttpFlow:
             return self._session.permit(fresh=False)
         self._drop_server()
         verdict, server = await connection.connect(flow)
-        self._record(flow, verdict)
+        self._record(flow, verdict, server)
         if server is None:
             assert isinstance(verdict, Deny)
             return self._session.refuse(_STATUS.get(verdict.reason, 403), _page(flow, verdict))
@@ -181,13 +181,13 @@ class HttpFlow:
     async def _broken(self, malformed: Malformed) -> bool:
         """Logs what cannot be judged; in observe mode, relays it raw if nothing was judged yet, and answers True."""
         connection = self._connection
-        flow = replace(connection.flow(), broken=malformed)
+        flow = connection.flow()._replace(broken=malformed)
         if self._unjudged is None:
             self._record(flow, Deny(malformed.reason, detail=malformed.detail))
             self._closing = True
             return False
         verdict, server = await connection.connect(flow)
-        self._record(flow, verdict)
+        self._record(flow, verdict, server)
         self._closing = True
         if server is None:
             return False
@@ -201,9 +201,9 @@ class HttpFlow:
             connection = self._connection
             connection.begin_relay(server, switch.to_server, switch.to_client, self._up, self._down)
 
-    def _record(self, flow: Flow, verdict: Verdict) -> None:
+    def _record(self, flow: Flow, verdict: Verdict, server: Stream | None = None) -> None:
         self._end_entry("client")
-        self._connection.record(flow, verdict)
+        self._connection.record(flow, verdict, server)
 
     def _end_entry(self, closed_by: str) -> None:
         self._connection.end_entry(closed_by, self._up, self._down)

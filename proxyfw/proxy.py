@@ -7,9 +7,9 @@ from collections import Counter
 from functools import lru_cache
 from ipaddress import ip_address
 
-from proxyfw.connection import Connection, Shared
+from proxyfw.connection import Connection, Ends, Shared
 from proxyfw.core.address import IPAddress
-from proxyfw.core.policy import Flow, Policy, Protocol
+from proxyfw.core.policy import Policy
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.edge.poller import Stream
 
@@ -20,6 +20,7 @@ IDLE = 3600.0  # seconds without a byte either way in a relay
 HTTP_IDLE = 300.0  # the same between and inside plain HTTP requests
 TOTAL = 7 * 86400.0  # seconds that one connection may last
 SWEEP = 15.0  # seconds between two looks for these
+TICK = 0.1  # seconds between two looks for deadlines, while there are connections that have one
 _ACCEPTS = 64  # connections accepted before others get their turn
 _PAUSE = 0.1  # seconds without accepting when descriptors run out
 
@@ -33,7 +34,9 @@ class Proxy:
         self._listeners: list[socket.socket] = []
         self._live: set[Connection] = set()
         self._per_client: Counter[str] = Counter()
+        self._young: set[Connection] = set()  # may hold some that are set up by now
         self._sweeper: asyncio.TimerHandle | None = None
+        self._ticker: asyncio.TimerHandle | None = None
         self.accepted = 0
 
     def start(self, listeners: list[socket.socket]) -> None:
@@ -48,8 +51,9 @@ class Proxy:
         for listener in self._listeners:
             self._shared.poller.loop.remove_reader(listener.fileno())
             listener.close()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._ticker):
+            if timer is not None:
+                timer.cancel()
         for connection in tuple(self._live):
             connection.close("proxy")
 
@@ -65,7 +69,7 @@ class Proxy:
             entry = connection.entry
             verdict = policy.decide(entry.flow) if entry is not None else None
             denied = isinstance(verdict, Deny) and not verdict.observed
-            if denied or policy.client_at(connection.address) != connection.name:
+            if denied or policy.client_at(connection.ends.address) != connection.ends.client:
                 connection.close("policy")
                 closed += 1
         return closed
@@ -90,39 +94,38 @@ class Proxy:
 
     def _admit(self, sock: socket.socket, address: str) -> None:
         shared = self._shared
-        aimed_at = sock.getsockname()
-        destination, port = _address(aimed_at[0]), aimed_at[1]
+        text, port = sock.getsockname()[:2]
         name = shared.policy.client_at(address)
-        if name is None:
-            self._turn_away(sock, address, destination, port, "", Deny(Reason.UNKNOWN_CLIENT))
-        elif len(self._live) >= self._max:
-            deny = Deny(Reason.LIMIT, detail=f"{self._max} connections are open in all")
-            self._turn_away(sock, address, destination, port, name, deny)
-        elif self._per_client[name] >= MAX_PER_CLIENT:
-            deny = Deny(Reason.LIMIT, detail=f"{MAX_PER_CLIENT} connections of this client are open")
-            self._turn_away(sock, address, destination, port, name, deny)
-        else:
-            connection = Connection(Stream(sock, shared.poller), address, name, destination, port, shared, self._done)
-            self._live.add(connection)
-            self._per_client[name] += 1
-            connection.start()
+        ends = Ends(name or "", address, _address(text), text, port)
+        connection = Connection(Stream(sock, shared.poller), ends, shared, self._done)
+        deny = self._beyond_limit(name)
+        if deny is not None:
+            connection.record(connection.flow(), deny)
+            connection.client.reset_on_close()
+            connection.client.close()
+            return
+        self._live.add(connection)
+        self._per_client[ends.client] += 1
+        self._young.add(connection)
+        connection.start()
+        if self._ticker is None:
+            self._ticker = shared.poller.loop.call_later(TICK, self._tick)
 
-    def _turn_away(
-        self, sock: socket.socket, address: str, destination: IPAddress, port: int, name: str, deny: Deny
-    ) -> None:
-        stream = Stream(sock, self._shared.poller)
-        Connection(stream, address, name, destination, port, self._shared, self._done).record(
-            Flow(name, Protocol.TCP, destination, port), deny
-        )
-        stream.reset_on_close()
-        stream.close()
+    def _beyond_limit(self, client: str | None) -> Deny | None:
+        if client is None:
+            return Deny(Reason.UNKNOWN_CLIENT)
+        if len(self._live) >= self._max:
+            return Deny(Reason.LIMIT, detail=f"{self._max} connections are open in all")
+        if self._per_client[client] >= MAX_PER_CLIENT:
+            return Deny(Reason.LIMIT, detail=f"{MAX_PER_CLIENT} connections of this client are open")
+        return None
 
     def _done(self, connection: Connection) -> None:
         if connection in self._live:
             self._live.remove(connection)
-            self._per_client[connection.name] -= 1
-            if not self._per_client[connection.name]:
-                del self._per_client[connection.name]
+            self._per_client[connection.ends.client] -= 1
+            if not self._per_client[connection.ends.client]:
+                del self._per_client[connection.ends.client]
 
     def _pause(self, listener: socket.socket) -> None:
         """Out of descriptors: what waits in the backlog is accepted when some are free again; nothing gets through."""
@@ -133,6 +136,14 @@ class Proxy:
     def _resume(self, listener: socket.socket) -> None:
         if listener.fileno() >= 0:
             self._shared.poller.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _tick(self) -> None:
+        loop = self._shared.poller.loop
+        now = loop.time()
+        self._young = {connection for connection in self._young if connection.setting_up}
+        for connection in self._young:
+            connection.expire(now)
+        self._ticker = loop.call_later(TICK, self._tick) if self._young else None
 
     def _sweep(self) -> None:
         loop = self._shared.poller.loop

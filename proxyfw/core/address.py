@@ -79,6 +79,8 @@ def dial_order(addresses: tuple[IPAddress, ...], wanted: IPAddress) -> tuple[IPA
     """The addresses in the order to try them: the client's own destination first when it is among them, then its family
     and the other one in turn (RFC 8305 section 4).
     """
+    if len(addresses) == 1:
+        return addresses
     same = [a for a in addresses if a.version == wanted.version and a != wanted]
     other = [a for a in addresses if a.version != wanted.version]
     order: list[IPAddress] = [wanted] if wanted in addresses else []

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
 
 from proxyfw.core.address import AddressKind, IPAddress, kind_of
 from proxyfw.core.config import Config
@@ -14,6 +16,7 @@ from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 
 DNS_PORT = 53
+_REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 
 
 class Protocol(StrEnum):
@@ -39,8 +42,7 @@ class NameSource(StrEnum):
     HOST = "host"
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(NamedTuple):
     """One attempt of a client to reach something. `destination` is None where only a name is asked about.
 
     `broken`: what the client sent says nothing that could be judged.
@@ -85,6 +87,8 @@ class Policy:
         self.upstream = upstream
         self._resolvers = frozenset(address for address, port in upstream if port == DNS_PORT)
         self._by_address = {str(a): client.name for client in self.clients.values() for a in client.addresses}
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._verdict)
+        self._kind = lru_cache(maxsize=_REMEMBERED)(self._kind_here)
         self._never = frozenset(a for client in self.clients.values() for a in client.addresses)
 
     @property
@@ -103,6 +107,9 @@ class Policy:
 
     def decide(self, flow: Flow) -> Verdict:
         """The verdict on a flow, by the order of DESIGN section 2. Fails closed: what nothing grants is denied."""
+        return self._remembered(flow)
+
+    def _verdict(self, flow: Flow) -> Verdict:
         client = self.clients.get(flow.client)
         if client is None:
             return Deny(Reason.UNKNOWN_CLIENT)
@@ -124,7 +131,7 @@ class Policy:
         if destination is not None:
             if destination in self._resolvers and flow.port == DNS_PORT and transport in ("tcp", "udp"):
                 return Allow(Reason.UPSTREAM_DNS)
-            if self.is_internal(destination):
+            if self._kind(destination) is AddressKind.INTERNAL:
                 return Deny(Reason.INTERNAL_ADDRESS)
             grant = client.networks.find(destination, transport, flow.port)
             if grant is not None:
@@ -138,15 +145,14 @@ class Policy:
             return Allow(Reason.DOMAIN, _rule(pattern), private=pattern.profile in client.private)
         return Deny(Reason.NO_MATCH, detail=_other_ports(client, flow.name))
 
-    def is_internal(self, address: IPAddress) -> bool:
-        """Rule 1: what nothing grants, neither a name nor a network."""
-        return address in self._never or kind_of(address) is AddressKind.INTERNAL
-
     def reachable(self, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
         """Those of a name's addresses that the grant of this name reaches (rebinding, SSRF)."""
-        return tuple(
-            a for a in addresses if not self.is_internal(a) and (grant.private or kind_of(a) is AddressKind.GLOBAL)
-        )
+        kinds = (AddressKind.GLOBAL, AddressKind.PRIVATE) if grant.private else (AddressKind.GLOBAL,)
+        return tuple([address for address in addresses if self._kind(address) in kinds])
+
+    def _kind_here(self, address: IPAddress) -> AddressKind:
+        """Rule 1: what is INTERNAL, nothing reaches, neither by a name nor by a network."""
+        return AddressKind.INTERNAL if address in self._never else kind_of(address)
 
 
 def _rule(grant: Pattern | NetworkGrant) -> str:

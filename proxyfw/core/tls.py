@@ -9,7 +9,7 @@ from enum import Enum
 from proxyfw.core.hostname import HostnameError, normalise
 from proxyfw.core.sniffed import MAX_HELLO, Malformed, Named, Nameless, NeedMore, NotMine, Sniffed
 from proxyfw.core.verdict import Reason
-from proxyfw.core.wire import Reader, Short
+from proxyfw.core.wire import Short, typed_vectors
 
 _CHANGE_CIPHER_SPEC, _ALERT, _HANDSHAKE, _APPLICATION_DATA = 20, 21, 22, 23
 _CLIENT_HELLO, _SERVER_HELLO = 1, 2
@@ -24,6 +24,7 @@ _RANDOM_AT = 11  # record header 5, handshake header 4, legacy_version 2
 NEED_MORE = NeedMore()
 NOT_MINE = NotMine()
 NAMELESS = Nameless()
+_TOO_LONG = Malformed("the ClientHello is longer than 64 KiB", Reason.OVERSIZED)
 
 
 class ClientHello:
@@ -54,6 +55,8 @@ class ClientHello:
             if end > len(data):
                 break
             self.consumed += end - at
+            if self.consumed > MAX_HELLO:
+                return _TOO_LONG
             if data[at] == _HANDSHAKE:
                 self._hello += data[at + 5 : end]
                 answer = self._message()
@@ -64,7 +67,7 @@ class ClientHello:
                 break
         self._pending = data[at:]
         if self.consumed + len(self._pending) > MAX_HELLO:
-            return Malformed("the ClientHello is longer than 64 KiB", Reason.OVERSIZED)
+            return _TOO_LONG
         return NEED_MORE
 
     def _header(self, data: bytes, at: int) -> Sniffed | None:
@@ -98,7 +101,7 @@ class ClientHello:
             return None
         end = 4 + int.from_bytes(hello[1:4])
         if end > MAX_HELLO:
-            return Malformed("the ClientHello is longer than 64 KiB", Reason.OVERSIZED)
+            return _TOO_LONG
         if len(hello) < end:
             return None
         if len(hello) > end:
@@ -110,60 +113,76 @@ class ClientHello:
 
 
 def _parse(hello: bytes) -> Sniffed:
-    """RFC 8446 section 4.1.2; the layout is the same since SSL 3.0."""
-    reader = Reader(hello, 4)
-    if reader.number(2) >> 8 != 3:
+    """RFC 8446 section 4.1.2; the layout is the same since SSL 3.0.
+
+    Each field is found by the length of those before it. Raises Short.
+    """
+    end = len(hello)
+    if end < 39:
+        raise Short
+    if hello[4] != 3:
         return Malformed("the ClientHello is of an unknown protocol version")
-    reader.take(32)
-    if reader.vector(1).left > 32:
+    if hello[38] > 32:
         return Malformed("the session id is longer than 32 bytes")
-    suites = reader.vector(2).left
+    at = 39 + hello[38]
+    suites = int.from_bytes(hello[at : at + 2])
     if suites == 0 or suites % 2:
         return Malformed("the list of cipher suites is broken")
-    if reader.vector(1).left == 0:
+    at += 2 + suites
+    if at >= end:
+        raise Short
+    if hello[at] == 0:
         return Malformed("the list of compression methods is empty")
-    if reader.left == 0:  # TLS 1.0 and 1.1 without extensions
+    at += 1 + hello[at]
+    if at == end:  # TLS 1.0 and 1.1 without extensions
         return NAMELESS
-    extensions = reader.vector(2)
-    if reader.left:
+    length = int.from_bytes(hello[at : at + 2])
+    at += 2
+    if at + length > end:
+        raise Short
+    if at + length < end:
         return Malformed("bytes after the extensions")
-    bodies: dict[int, Reader] = {}
-    while extensions.left:
-        kind = extensions.number(2)
-        if kind in bodies:
-            return Malformed(f"extension {kind} stands twice")
-        bodies[kind] = extensions.vector(2)
+    bodies = typed_vectors(hello, at)
+    if isinstance(bodies, int):
+        return Malformed(f"extension {bodies} stands twice")
     alpn = _alpn(bodies[_EXT_ALPN]) if _EXT_ALPN in bodies else ()
     if _EXT_SERVER_NAME not in bodies:
         return NAMELESS
     return _server_name(bodies[_EXT_SERVER_NAME], alpn, _EXT_ECH in bodies)
 
 
-def _server_name(body: Reader, alpn: tuple[bytes, ...], ech: bool) -> Sniffed:
+def _server_name(body: bytes, alpn: tuple[bytes, ...], ech: bool) -> Sniffed:
     """RFC 6066 section 3: a list that may hold one name of each type, and host_name is the only type there is."""
-    names = body.vector(2)
-    if body.left:
+    size = len(body)
+    names, name = int.from_bytes(body[:2]), int.from_bytes(body[3:5])
+    if size < 5 or names + 2 > size or name + 5 > names + 2:
+        raise Short
+    if names + 2 < size:
         return Malformed("bytes after the server names")
-    kind = names.number(1)
-    if kind != _HOST_NAME:
+    if body[2] != _HOST_NAME:
         return Malformed("a server name that is not a host name")
-    raw = names.take(names.number(2))
-    if names.left:
+    if name + 5 < size:
         return Malformed("more than one server name", Reason.AMBIGUOUS)
     try:
-        return Named(normalise(raw.decode("ascii")), alpn, ech)
+        return Named(normalise(body[5:].decode("ascii")), alpn, ech)
     except UnicodeDecodeError:
         return Malformed("the server name is not ASCII")
     except HostnameError as error:
         return Malformed(f"the server name is not a host name: {error}")
 
 
-def _alpn(body: Reader) -> tuple[bytes, ...]:
-    names = body.vector(2)
-    found = []
-    while names.left:
-        found.append(names.take(names.number(1)))
-    return tuple(found)
+def _alpn(body: bytes) -> tuple[bytes, ...]:
+    """RFC 7301 section 3.1. Raises Short."""
+    if len(body) < 2 or int.from_bytes(body[:2]) != len(body) - 2:
+        raise Short
+    names, at = [], 2
+    while at < len(body):
+        end = at + 1 + body[at]
+        if end > len(body):
+            raise Short
+        names.append(body[at + 1 : end])
+        at = end
+    return tuple(names)
 
 
 class ServerFirst(Enum):

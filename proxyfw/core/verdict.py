@@ -59,3 +59,10 @@ class Deny:
 
 
 Verdict = Allow | Deny
+
+
+def in_a_word(verdict: Verdict) -> str:
+    """As the log and the commands have it: allow, deny, or observe (refused in observe mode, and let through)."""
+    if isinstance(verdict, Allow):
+        return "allow"
+    return "observe" if verdict.observed else "deny"

@@ -22,6 +22,15 @@ import dns.rdatatype
 import dns.rrset
 
 TTL = 5
+ADDRESS_OF_EVIL = "198.51.100.66"
+
+SITES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("github.com", "api.github.com"): ("198.51.100.10", "2001:db8:1::10"),
+    ("pypi.org", "files.pythonhosted.org"): ("198.51.100.20", "2001:db8:1::20"),
+    ("en.wikipedia.org",): ("198.51.100.30", "2001:db8:1::30"),
+    ("evil.example",): (ADDRESS_OF_EVIL, "2001:db8:1::66"),
+}
+"""The names of the demo's sites, and the addresses of each: all from the ranges for documentation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +158,7 @@ class _WebServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Without HTTPServer's look-up of its own name."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """The handshake is made in the connection's own thread."""

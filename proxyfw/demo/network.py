@@ -96,8 +96,8 @@ class Network:
         _run("ip", "-n", self.netvm, "link", "set", "eth0", "group", str(UPSTREAM_GROUP))
         self._address(self.netvm, "eth0", f"{UPLINK4}/24", f"{UPLINK6}/64")
         self._address(self.internet, "eth0", f"{ROUTER4}/24", f"{ROUTER6}/64", f"{RESOLVER}/24")
-        for address in self._addresses:
-            self._address(self.internet, "lo", f"{address}/{128 if ':' in address else 32}")
+        for address in self._addresses:  # on the link, as neighbour discovery answers for no other interface's
+            self._address(self.internet, "eth0", f"{address}/{128 if ':' in address else 32}")
         self._route(self.netvm, "default", "via", ROUTER4)
         self._route(self.netvm, "default", "via", ROUTER6)
 

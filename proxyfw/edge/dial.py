@@ -2,59 +2,96 @@
 
 import asyncio
 import errno
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import lru_cache
 
 from proxyfw.core.address import IPAddress
 from proxyfw.edge.poller import Poller, Stream
 
 ATTEMPT_DELAY = 0.25  # seconds before the next address is tried beside one that has not answered
 DEADLINE = 10.0  # seconds for all of them together
+_REMEMBER = 10.0  # seconds that an address is remembered as not this netvm's own
 
 
-async def dial(addresses: Sequence[IPAddress], port: int, poller: Poller) -> Stream:
-    """The first connection that stands. Raises OSError: the last attempt's, or TimeoutError at the deadline."""
-    async with asyncio.timeout(DEADLINE):
-        if len(addresses) == 1:
-            return await _connect(addresses[0], port, poller)
-        return await _race(addresses, port, poller)
+async def dial(
+    addresses: Sequence[IPAddress], port: int, poller: Poller, arm: Callable[[float, Stream], None]
+) -> Stream:
+    """The first connection that stands. Raises OSError: the last attempt's, or TimeoutError at the deadline.
 
-
-async def _connect(address: IPAddress, port: int, poller: Poller) -> Stream:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    stream = Stream(sock, poller)
+    `arm(seconds, stream)` is to have the stream interrupted by TimeoutError when so much time has gone by.
+    """
+    alone = len(addresses) == 1
+    stream = None
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        await stream.connect(str(address), port)
-        # A machine that reaches an address from that very address is the one that has it: this netvm (DESIGN, rule 1).
-        if sock.getsockname()[0] == str(address):
-            raise OSError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
+        stream, connecting = _begin(addresses[0], port, poller)
+        # The first address has its turn without the cost of a race: mostly it is all there is to do.
+        arm(DEADLINE if alone else ATTEMPT_DELAY, stream)
+        await connecting
+        return stream
+    except TimeoutError:
+        if alone:
+            _close(stream)
+            raise
+    except OSError:
+        _close(stream)
+        stream = None
+        if alone:
+            raise
     except BaseException:
-        stream.close()
+        _close(stream)
         raise
-    return stream
+    async with asyncio.timeout(DEADLINE):
+        return await _race(stream, addresses[1:], port, poller)
 
 
-async def _race(addresses: Sequence[IPAddress], port: int, poller: Poller) -> Stream:
+def _begin(address: IPAddress, port: int, poller: Poller) -> tuple[Stream, Coroutine[None, None, None]]:
+    """A stream, and what to await for it to be connected. Raises OSError."""
+    if _is_own(address, int(poller.loop.time() / _REMEMBER)):
+        raise OSError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
+    sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream = Stream(sock, poller)
+    return stream, stream.connect(str(address), port)
+
+
+def _family(address: IPAddress) -> socket.AddressFamily:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+@lru_cache(maxsize=1024)
+def _is_own(address: IPAddress, _period: int) -> bool:
+    """Whether the address is this netvm's own (DESIGN, rule 1): it alone is reached from that very address.
+
+    Asked of the routing table, by a UDP socket that sends nothing. Raises OSError where there is no route.
+    """
+    with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+        probe.connect((str(address), 9))
+        return bool(probe.getsockname()[0] == str(address))
+
+
+async def _race(first: Stream | None, addresses: Sequence[IPAddress], port: int, poller: Poller) -> Stream:
+    """RFC 8305: the next address whenever one fails or is slow, without giving up those under way."""
     waiting = list(addresses)
-    trying: set[asyncio.Task[Stream]] = set()
-    error = OSError(errno.EHOSTUNREACH, "no address to try")
+    trying = {asyncio.create_task(_finish(first, first.connected()))} if first is not None else set()
+    error = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
     try:
         while waiting or trying:
             if waiting:
-                trying.add(asyncio.create_task(_connect(waiting.pop(0), port, poller)))
+                try:
+                    trying.add(asyncio.create_task(_finish(*_begin(waiting.pop(0), port, poller))))
+                except OSError as failure:
+                    error = failure
+                    continue
             done, trying = await asyncio.wait(
                 trying, timeout=ATTEMPT_DELAY if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
-                failure = task.exception()
-                if failure is None:
-                    return task.result()
-                if not isinstance(failure, OSError):
-                    raise failure
-                error = failure
+                outcome = task.result()
+                if isinstance(outcome, Stream):
+                    return outcome
+                error = outcome
         raise error
     finally:
         for task in trying:
@@ -62,7 +99,26 @@ async def _race(addresses: Sequence[IPAddress], port: int, poller: Poller) -> St
             task.add_done_callback(_close_unwanted)
 
 
-def _close_unwanted(task: asyncio.Task[Stream]) -> None:
+async def _finish(stream: Stream, connecting: Coroutine[None, None, None]) -> Stream | OSError:
+    try:
+        await connecting
+    except OSError as error:
+        stream.close()
+        return error
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+def _close(stream: Stream | None) -> None:
+    if stream is not None:
+        stream.close()
+
+
+def _close_unwanted(task: asyncio.Task[Stream | OSError]) -> None:
     """Two attempts can stand at once; the one that lost is closed."""
-    if not task.cancelled() and task.exception() is None:
-        task.result().close()
+    if not task.cancelled():
+        outcome = task.result()
+        if isinstance(outcome, Stream):
+            outcome.close()

@@ -450,7 +450,7 @@ def _put(db: sqlite3.Connection, rows: list[tuple[str | float, ...]]) -> None:
             db.execute(
                 f"""INSERT INTO flow ({", ".join(_COLUMNS)}) VALUES {", ".join([row] * len(some))}
                 ON CONFLICT (id) DO UPDATE SET bytes_up = excluded.bytes_up, bytes_down = excluded.bytes_down,
-                duration = excluded.duration, closed_by = excluded.closed_by""",
+                duration = excluded.duration, closed_by = excluded.closed_by, detail = excluded.detail""",
                 list(chain.from_iterable(some)),
             )
 

@@ -31,6 +31,8 @@ class Poller:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to watch, inside `loop`."""
         self.loop = loop
+        self.now = loop.time()
+        """The loop's time when the latest events came; good enough where a second more or less does not matter."""
         self._epoll = select.epoll()
         loop.add_reader(self._epoll.fileno(), self._ready)
 
@@ -54,6 +56,7 @@ class Poller:
 
     def _ready(self) -> None:
         callbacks = self._callbacks
+        self.now = self.loop.time()
         for fd, events in self._epoll.poll(0, _BATCH):
             callback = callbacks.get(fd)
             if callback is not None:
@@ -66,21 +69,29 @@ class Stream:
     `on_end(reset)`, when set, is called when the peer ends its side, or resets the connection, while nobody reads it.
     """
 
-    __slots__ = ("_poller", "_reader", "_writer", "fd", "on_end", "sock")
+    __slots__ = ("_poller", "_reader", "_seen", "_writer", "fd", "on_end", "peer", "readable", "sock")
 
     def __init__(self, sock: socket.socket, poller: Poller) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.on_end: Callable[[bool], None] | None = None
+        self.peer = ""
+        """The address that it was connected to, by `connect`."""
+        self.readable = True
+        """Whether there may be something to read: the kernel has said so since a read last found nothing."""
         self._poller = poller
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._seen: Events = 0
         poller.watch(self.fd, self._event)
 
     def _event(self, events: Events) -> None:
         reader, writer = self._reader, self._writer
-        if reader is not None and events & READABLE and not reader.done():
-            reader.set_result(None)
+        self._seen |= events
+        if events & READABLE:
+            self.readable = True
+            if reader is not None and not reader.done():
+                reader.set_result(None)
         if writer is not None and events & WRITABLE and not writer.done():
             writer.set_result(None)
         if events & PEER_ENDED and reader is None and self.on_end is not None:
@@ -89,10 +100,15 @@ class Stream:
     async def recv(self, limit: int) -> bytes:
         """At most so many bytes; b"" at the peer's end. Raises OSError."""
         while True:
-            try:
-                return self.sock.recv(limit)
-            except BlockingIOError:
-                self._reader = self._poller.loop.create_future()
+            if self.readable:
+                try:
+                    data = self.sock.recv(limit)
+                    # Fewer bytes than asked for: there are no more, unless an end was announced (epoll(7)).
+                    self.readable = len(data) == limit or bool(self._seen & PEER_ENDED)
+                    return data
+                except BlockingIOError:
+                    self.readable = False
+            self._reader = self._poller.loop.create_future()
             try:
                 await self._reader
             finally:
@@ -100,25 +116,33 @@ class Stream:
 
     async def send(self, data: bytes) -> None:
         """Sends all of it. Raises OSError."""
-        view = memoryview(data)
-        while view:
+        while True:
             try:
-                view = view[self.sock.send(view) :]
-                continue
+                sent = self.sock.send(data)
             except BlockingIOError:
-                pass
-            await self._writable()
+                await self._writable()
+                continue
+            if sent == len(data):
+                return
+            data = data[sent:]
 
     async def connect(self, host: str, port: int) -> None:
         """Connects to an address, not a name. Raises OSError."""
+        self.peer = host
+        self.readable = False
         try:
             self.sock.connect((host, port))
             return
         except BlockingIOError:
             pass
-        await self._writable()
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
+        await self.connected()
+
+    async def connected(self) -> None:
+        """Awaits the end of a `connect` that was interrupted. Raises OSError."""
+        if not self._seen & WRITABLE:
+            await self._writable()
+        if self._seen & GONE:
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             raise OSError(error, os.strerror(error))
 
     async def _writable(self) -> None:
@@ -130,17 +154,21 @@ class Stream:
 
     def has_ended(self) -> bool:
         """Whether the peer has closed its side and nothing of it is left to read."""
+        if not self.readable:
+            return False
         try:
             return self.sock.recv(1, socket.MSG_PEEK) == b""
         except BlockingIOError:
+            self.readable = False
             return False
         except OSError:
             return True
 
     def interrupt(self, error: OSError) -> None:
-        """Whoever awaits a read gets this error; nothing happens where nobody does."""
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_exception(error)
+        """Whoever awaits this socket gets this error; nothing happens where nobody does."""
+        for waiting in (self._reader, self._writer):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
 
     def reset_on_close(self) -> None:
         """The coming `close` sends a reset, so that the peer sees a refusal and not an end."""

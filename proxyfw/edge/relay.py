@@ -6,11 +6,10 @@ none. Back-pressure is the kernel's: what the other side does not take stays in 
 
 import fcntl
 import os
-import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from proxyfw.edge.poller import GONE, READABLE, WRITABLE, Events, Poller
+from proxyfw.edge.poller import GONE, READABLE, WRITABLE, Events, Poller, Stream
 
 PIPE_SIZE = 1 << 18
 _ROUNDS = 16  # of splicing one direction before others get their turn
@@ -70,10 +69,10 @@ class _Half:
 
 
 class Relay:
-    """Relays between two watched sockets until both have ended, one fails, or it is closed.
+    """Relays between two streams until both have ended, one fails, or it is closed.
 
     `to_server` and `to_client` are sent first; `sent` and `received` bytes had gone that way before.
-    Owns both sockets from `start` on. `on_close(relay, closed_by)` is called once, when they are closed; `closed_by` is
+    Owns both streams from `start` on. `on_close(relay, closed_by)` is called once, when they are closed; `closed_by` is
     "client", "server", or what `close` was called with.
     """
 
@@ -81,8 +80,8 @@ class Relay:
 
     def __init__(
         self,
-        client: socket.socket,
-        server: socket.socket,
+        client: Stream,
+        server: Stream,
         poller: Poller,
         pipes: Pipes,
         on_close: Callable[["Relay", str], None],
@@ -93,8 +92,8 @@ class Relay:
     ) -> None:
         self._client, self._server = client, server
         self._poller, self._pipes, self._on_close = poller, pipes, on_close
-        self._up = _Half(client.fileno(), server.fileno(), to_server, "client")
-        self._down = _Half(server.fileno(), client.fileno(), to_client, "server")
+        self._up = _Half(client.fd, server.fd, to_server, "client")
+        self._down = _Half(server.fd, client.fd, to_client, "server")
         self._up.count = sent
         self._down.count = received
         self.active_at = 0.0
@@ -111,22 +110,22 @@ class Relay:
         return self._down.count
 
     def start(self) -> None:
-        """Begins; both sockets must already be watched by the poller."""
-        self.active_at = self._poller.loop.time()
-        self._poller.rewatch(self._client.fileno(), self._client_event)
-        self._poller.rewatch(self._server.fileno(), self._server_event)
+        """Begins; nobody else may await the streams any more."""
+        self.active_at = self._poller.now
+        self._poller.rewatch(self._client.fd, self._client_event)
+        self._poller.rewatch(self._server.fd, self._server_event)
         # Edge-triggered: what came before is not announced again.
-        self._pump(self._down)
-        self._pump(self._up)
+        for half, source in ((self._down, self._server), (self._up, self._client)):
+            if (half.first or source.readable) and not self.closed:
+                self._pump(half)
 
     def close(self, closed_by: str) -> None:
         """Closes both sockets at once."""
         if self.closed:
             return
         self.closed = True
-        for sock in (self._client, self._server):
-            self._poller.forget(sock.fileno())
-            sock.close()
+        self._client.close()
+        self._server.close()
         for half in (self._up, self._down):
             if half.pipe is not None:
                 discard(half.pipe)
@@ -140,7 +139,7 @@ class Relay:
         self._event(events, self._down, self._up)
 
     def _event(self, events: Events, reading: _Half, writing: _Half) -> None:
-        self.active_at = self._poller.loop.time()
+        self.active_at = self._poller.now
         if events & WRITABLE and (writing.held or writing.first):
             self._pump(writing)
         if events & READABLE and not self.closed:
@@ -203,5 +202,4 @@ class Relay:
             # The first to end is who closed; the other only answered.
             self.close(self._down.who if half is self._up else self._up.who)
             return
-        with suppress(OSError):
-            (self._server if half is self._up else self._client).shutdown(socket.SHUT_WR)
+        (self._server if half is self._up else self._client).finish()
