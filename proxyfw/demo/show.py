@@ -1,5 +1,6 @@
 """The demonstration: real clients, real servers, the real service; what each client saw, and what the log says."""
 
+import shlex
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ class Act:
 
 _LIE = ("--resolve", f"github.com:443:{ADDRESS_OF_EVIL}", "https://github.com/")
 
+_TWO_REQUESTS = ("http://github.com/", "--next", "-sS", "-H", "Host: evil.example", "http://github.com/")
+
 ACTS = (
     Act("programming", "a name of its profile, over TLS", ("https://github.com/",), "reached github.com"),
     Act("programming", "the same over IPv6", ("-6", "https://pypi.org/"), "reached pypi.org"),
@@ -35,22 +38,11 @@ ACTS = (
     Act(
         "programming",
         "two requests on one connection, the second to a refused Host",
-        (
-            "http://github.com/",
-            "-H",
-            "Host: github.com",
-            "--next",
-            "-sS",
-            "http://github.com/",
-            "-H",
-            "Host: evil.example",
-        ),
+        _TWO_REQUESTS,
         "reason: no-match",
     ),
     Act("studying", "another client, another profile", ("https://en.wikipedia.org/",), "reached en.wiki"),
-    Act(
-        "studying", "what the first client may, this one may not", ("https://github.com/",), "access denied", ("deny",)
-    ),
+    Act("studying", "what the first client may, this one may not", ("https://github.com/",), "access denied"),
 )
 
 
@@ -85,7 +77,7 @@ def _perform(lab: Lab, act: Act) -> bool:
     seen = (done.stdout + done.stderr).strip()
     right = act.expected in seen and _reached_evil(lab) == evil_before
     print(f"\n{act.client}: {act.title}")
-    print(f"  $ curl {' '.join(act.arguments)}")
+    print(f"  $ curl {shlex.join(act.arguments)}")
     for line in seen.splitlines():
         print(f"  {line}" if line else "")
     if not right:

@@ -108,7 +108,7 @@ SOMEWHERE = "198.51.100.1"
                      id="the system's resolver, where the configuration names others"),
         # internal addresses: nothing grants them
         pytest.param(flow("work", "tcp", "127.0.0.1", 22), INTERNAL, id="loopback, though a network grants it"),
-        pytest.param(flow("work", "tcp", "10.137.0.99", 22), INTERNAL, id="a Qubes address, though a network grants it"),
+        pytest.param(flow("work", "tcp", "10.137.0.99", 22), INTERNAL, id="a Qubes address, though granted"),
         pytest.param(flow("work", "tls", "10.137.0.12", 443, "github.com"), INTERNAL,
                      id="another client under a permitted name"),
         pytest.param(flow("work", "tcp", "172.16.3.4", 22), INTERNAL,
@@ -144,7 +144,7 @@ SOMEWHERE = "198.51.100.1"
         pytest.param(flow("work", "tls", SOMEWHERE, 443, "fastly.net"), domain("fastly: .fastly.net (fastly.yaml:1)"),
                      id="a name of an included profile"),
         pytest.param(flow("work", "tls", SOMEWHERE, 443, "db.lab.example"),
-                     domain("lab: *.lab.example (lab.yaml:1)", private=True), id="a name that may lead to private addresses"),
+                     domain("lab: *.lab.example (lab.yaml:1)", private=True), id="a name that may lead inside"),
         pytest.param(flow("work", "tls", "192.168.1.1", 443, "github.com"), GITHUB,
                      id="the client's own destination does not matter: the name is dialled"),
         pytest.param(flow("work", "udp", SOMEWHERE, 443, "github.com"), GITHUB, id="QUIC"),

@@ -1,0 +1,143 @@
+"""The rendered ruleset: in the order of decision, and text that nft takes. What packets do is tested in the lab."""
+
+import os
+import re
+import shutil
+import subprocess
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from proxyfw.core import ruleset
+from proxyfw.core.config import parse_config
+from proxyfw.core.policy import Policy, build
+from proxyfw.core.profile import link, parse_profile
+
+SKELETON = Path(__file__).parents[2] / "iptables" / "proxyfw.nft"
+
+WORK = """\
+clients:
+  work:
+    profiles: [p]
+    address: [10.137.0.11, "fd09:24ef:4179::a89:b"]
+dns: {upstream: [10.139.1.1, "2001:db8::53"]}
+"""
+STUDY = """\
+clients:
+  study: {profiles: [p], mode: observe, address: 10.137.0.12}
+dns: {upstream: [10.139.1.1]}
+"""
+OVERLAPPING = """\
+networks:
+  - 192.0.2.0/24
+  - 192.0.2.0/25
+  - 192.0.2.7
+  - "192.0.2.8:22"
+  - "192.0.2.0/28:22"
+  - "198.51.100.0/25:123/udp"
+  - "198.51.100.128/25:123/udp"
+  - 2001:db8::/32
+  - 2001:db8:1::/48
+  - "[2001:db8::/48]:22"
+"""
+EVERYTHING = "networks: [0.0.0.0/0, ::/0]\n"
+NOTHING = "domains: [github.com]\n"
+
+
+def policy(config: str, profile: str = NOTHING) -> Policy:
+    parsed, problems = parse_config("proxyfw.yaml", config)
+    assert parsed is not None, problems
+    read, problems = parse_profile("p", "p.yaml", profile)
+    assert read is not None, problems
+    library, _ = link({"p": read})
+    return build(parsed, library, upstream=((ip_address("198.51.100.53"), 53),))
+
+
+def chain(text: str, name: str) -> list[str]:
+    """The rules of one chain of rendered text."""
+    body = text.partition(f"chain {name} {{\n")[2].partition("\n\t}")[0]
+    return [line.strip() for line in body.splitlines()]
+
+
+def test_a_chain_follows_the_order_of_decision() -> None:
+    rules = chain(ruleset.render(policy(WORK, OVERLAPPING), "", 2), "client-0")
+    assert rules == [
+        "ip daddr 10.139.1.1 meta l4proto { tcp, udp } th dport 53 goto forward-it",
+        "ip6 daddr 2001:db8::53 meta l4proto { tcp, udp } th dport 53 goto forward-it",
+        "ip daddr @never4 goto refuse-internal",
+        "ip6 daddr @never6 goto refuse-internal",
+        "ip daddr { 192.0.2.0/24 } goto forward-it",
+        "ip6 daddr { 2001:db8::/32 } goto forward-it",
+        "ip daddr { 192.0.2.0/28 } tcp dport 22 goto forward-it",
+        "ip6 daddr { 2001:db8::/48 } tcp dport 22 goto forward-it",
+        "ip daddr { 198.51.100.0/24 } udp dport 123 goto forward-it",
+        "meta l4proto tcp goto to-proxy",
+        "goto refuse-no-name",
+    ]
+
+
+def test_an_observed_client_is_let_through_where_others_are_refused() -> None:
+    assert chain(ruleset.render(policy(STUDY), "", 2), "client-0")[-2:] == [
+        "meta l4proto tcp goto to-proxy",
+        "goto observe-no-name",
+    ]
+
+
+def test_every_address_of_a_client_leads_to_its_chain() -> None:
+    lines = ruleset.render(policy(WORK), "", 2).splitlines()
+    assert "add element inet proxyfw clients4 { 10.137.0.11 : goto client-0 }" in lines
+    assert "add element inet proxyfw clients6 { fd09:24ef:4179::a89:b : goto client-0 }" in lines
+
+
+def test_a_client_outside_the_qubes_ranges_is_out_of_reach_for_the_others() -> None:
+    text = ruleset.render(policy("clients: {work: {profiles: [p], address: 192.168.7.9}}"), "", 2)
+    never = next(line for line in text.splitlines() if "set never4" in line)
+    assert "192.168.7.9/32" in never
+
+
+def test_the_former_ruleset_is_replaced_in_the_same_transaction() -> None:
+    text = ruleset.render(policy(WORK), "# the skeleton", 7)
+    assert text.startswith("define downstream = 7\n")
+    assert text.index("\ndelete table inet proxyfw\n") < text.index("# the skeleton") < text.index("chain client-0")
+
+
+MANY = "clients:\n" + "".join(
+    f"  qube-{n}: {{profiles: [p], address: [10.137.{n // 250}.{n % 250 + 1}]}}\n" for n in range(600)
+)
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+@pytest.mark.parametrize(
+    ("config", "profile"),
+    [
+        pytest.param(WORK, NOTHING, id="one client without networks"),
+        pytest.param(WORK, OVERLAPPING, id="overlapping networks, ports, IPv6"),
+        pytest.param(STUDY, OVERLAPPING, id="observe mode"),
+        pytest.param(WORK, EVERYTHING, id="every address"),
+        pytest.param(MANY, OVERLAPPING, id="600 clients"),
+        pytest.param("clients: {}", NOTHING, id="no client"),
+        pytest.param("clients: {work: {profiles: [p]}}", NOTHING, id="a client without an address"),
+        pytest.param("clients: {a: {profiles: [p], address: 10.0.0.1}, b: {profiles: [p], address: 10.0.0.2}}",
+                     NOTHING, id="neighbours outside the Qubes ranges"),
+    ],
+)  # fmt: skip
+def test_nft_takes_it(config: str, profile: str, tmp_path: Path) -> None:
+    file = tmp_path / "ruleset.nft"
+    file.write_text(ruleset.render(policy(config, profile), SKELETON.read_text(), 2))
+    checked = subprocess.run(["unshare", "-n", "nft", "-c", "-f", str(file)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a network namespace")
+def test_nft_takes_the_fail_safe_ruleset() -> None:
+    file = SKELETON.with_name("fail-safe.nft")
+    checked = subprocess.run(["unshare", "-n", "nft", "-c", "-f", str(file)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_the_skeleton_logs_to_the_group_that_the_service_listens_to() -> None:
+    groups = set(re.findall(r"\blog .*group (\S+)", SKELETON.read_text()))
+    assert groups == {str(ruleset.LOG_GROUP)}
