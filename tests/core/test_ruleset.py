@@ -41,7 +41,7 @@ networks:
   - 2001:db8:1::/48
   - "[2001:db8::/48]:22"
 """
-EVERYTHING = "networks: [0.0.0.0/0, ::/0]\n"
+EVERYTHING = 'networks: [0.0.0.0/0, "::/0"]\n'
 NOTHING = "domains: [github.com]\n"
 
 
@@ -139,5 +139,5 @@ def test_nft_takes_the_fail_safe_ruleset() -> None:
 
 
 def test_the_skeleton_logs_to_the_group_that_the_service_listens_to() -> None:
-    groups = set(re.findall(r"\blog .*group (\S+)", SKELETON.read_text()))
+    groups = set(re.findall(r"\blog prefix .*group (\S+)", SKELETON.read_text()))
     assert groups == {str(ruleset.LOG_GROUP)}

@@ -1,0 +1,132 @@
+#!/bin/sh
+# Sets up what proxyfw needs on Debian 12, 13 or Fedora, and then does the job. Run again, it is quick.
+#
+#   ./setup.sh demo        show it at work, in network namespaces of its own
+#   ./setup.sh test        run the whole test suite
+#   ./setup.sh install     only set up: the command is then .venv/bin/proxyfw
+#   ./setup.sh uninstall   take the private venv away again (system packages stay)
+set -eu
+cd "$(dirname "$0")"
+venv=.venv
+
+say() { echo "setup: $*" >&2; }
+
+usage() {
+	sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
+	exit "$1"
+}
+
+# Everything proxyfw does to packets needs root; so do the packages.
+as_root() {
+	if [ "$(id -u)" = 0 ]; then
+		"$@"
+	elif command -v sudo >/dev/null; then
+		sudo "$@"
+	else
+		say "this step needs root, and there is no sudo: run ./setup.sh as root"
+		exit 2
+	fi
+}
+
+# Package names that differ between the two families: Debian's, then Fedora's.
+packages() {
+	if command -v apt-get >/dev/null; then
+		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
+		[ "$1" != test ] || echo nginx openssh-client openssh-server ncat util-linux
+	else
+		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server nmap-ncat util-linux
+	fi
+}
+
+installed() {
+	if command -v dpkg-query >/dev/null; then
+		[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+	else
+		rpm -q --quiet "$1"
+	fi
+}
+
+install_packages() {
+	missing=
+	for package in $(packages "$1"); do
+		installed "$package" || missing="$missing $package"
+	done
+	[ -n "$missing" ] || return 0
+	say "root is needed to install:$missing"
+	if command -v apt-get >/dev/null; then
+		as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2
+		# A package that brings a server must not start it.
+		as_root sh -c 'policy=/usr/sbin/policy-rc.d; [ -e $policy ] || { printf "#!/bin/sh\nexit 101\n" > $policy; chmod +x $policy; trap "rm -f $policy" EXIT; }
+			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"' sh $missing >&2
+	elif command -v dnf >/dev/null; then
+		as_root dnf install -q -y --setopt=install_weak_deps=False $missing >&2
+	else
+		say "neither apt nor dnf is here; install these by hand:$missing"
+		exit 2
+	fi
+}
+
+# The distribution's own Python: the one that python3-nftables was made for.
+system_python() {
+	for python in /usr/bin/python3 /usr/bin/python3.14 /usr/bin/python3.13 /usr/bin/python3.12 /usr/bin/python3.11; do
+		if [ -x "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+			echo "$python"
+			return
+		fi
+	done
+	say "Python 3.11 or later is needed in /usr/bin"
+	exit 2
+}
+
+# What is installed stands in $venv/.stamp-*: nothing is done again that would come out the same.
+install_venv() {
+	python=$(system_python)
+	lock=$1
+	if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+		say "making a private Python environment in $venv"
+		rm -rf "$venv"
+		"$python" -m venv --system-site-packages "$venv"
+	fi
+	want=$(cat "$lock" | sha256sum)
+	if [ "$(cat "$venv/.stamp-$lock" 2>/dev/null)" != "$want" ]; then
+		say "installing the pinned Python packages of $lock"
+		"$venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$lock" >&2
+		echo "$want" > "$venv/.stamp-$lock"
+	fi
+	want=$(find pyproject.toml proxyfw profiles iptables -type f ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum)
+	if [ "$(cat "$venv/.stamp-proxyfw" 2>/dev/null)" != "$want" ]; then
+		say "installing proxyfw"
+		"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall . >&2
+		echo "$want" > "$venv/.stamp-proxyfw"
+	fi
+}
+
+case "${1:-}" in
+demo)
+	install_packages demo
+	install_venv requirements.lock
+	[ "$(id -u)" = 0 ] || say "root is needed to make network namespaces"
+	shift
+	as_root "$venv/bin/proxyfw" demo "$@"
+	;;
+test)
+	install_packages test
+	install_venv requirements-dev.lock
+	[ "$(id -u)" = 0 ] || say "root is needed to make network namespaces"
+	shift
+	as_root "$venv/bin/pytest" "$@"
+	;;
+install)
+	install_packages install
+	install_venv requirements.lock
+	say "done: $venv/bin/proxyfw --help"
+	;;
+uninstall)
+	rm -rf "$venv"
+	say "$venv is gone. Rules that a running proxyfw left stay in force; to take them away:"
+	say "nft delete table inet proxyfw; ip rule del priority 7300; ip -6 rule del priority 7300"
+	;;
+-h | --help | help) usage 0 ;;
+*) usage 2 ;;
+esac
