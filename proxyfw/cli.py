@@ -14,7 +14,7 @@ from proxyfw import __version__
 from proxyfw.core.config import Config, parse_config
 from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
-from proxyfw.core.verdict import Deny, in_a_word
+from proxyfw.core.verdict import Allow, Deny, in_a_word
 from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
@@ -236,6 +236,7 @@ def _explain(arguments: argparse.Namespace) -> int:
                 "verdict": words,
                 "reason": verdict.reason.value,
                 "rule": verdict.rule,
+                "where": verdict.where if isinstance(verdict, Allow) else "",
                 "detail": detail,
             }
         )

@@ -8,7 +8,7 @@ from typing import Any
 from proxyfw.core.policy import ClientPolicy
 from proxyfw.core.profile import Library, Profile, link
 from proxyfw.core.target import Target
-from proxyfw.core.verdict import Reason, Verdict
+from proxyfw.core.verdict import Allow, Reason, Verdict
 from proxyfw.logview import printable
 
 _IN_WORDS = {
@@ -24,8 +24,8 @@ _IN_WORDS = {
 def client_report(client: ClientPolicy, target: Target, words: str, verdict: Verdict, detail: str) -> list[str]:
     """The answer of `explain`."""
     lines = [f"{words}: {client.name} -> {target}", f"  reason:  {verdict.reason.value} ({_IN_WORDS[verdict.reason]})"]
-    if verdict.rule:
-        lines.append(f"  rule:    {verdict.rule}")
+    if isinstance(verdict, Allow) and verdict.rule:
+        lines.append(f"  rule:    {verdict.rule} ({verdict.where})")
     if detail:
         lines.append(f"  detail:  {detail}")
     if words == "observe":

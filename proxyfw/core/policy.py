@@ -135,14 +135,14 @@ class Policy:
                 return Deny(Reason.INTERNAL_ADDRESS)
             grant = client.networks.find(destination, transport, flow.port)
             if grant is not None:
-                return Allow(Reason.NETWORK, _rule(grant))
+                return Allow(Reason.NETWORK, _rule(grant), str(grant.where))
         if flow.broken is not None:
             return Deny(flow.broken.reason, detail=flow.broken.detail)
         if flow.name is None:
             return Deny(Reason.NO_NAME)
         pattern = client.patterns.find(flow.name, transport, flow.port)
         if pattern is not None:
-            return Allow(Reason.DOMAIN, _rule(pattern), private=pattern.profile in client.private)
+            return Allow(Reason.DOMAIN, _rule(pattern), str(pattern.where), pattern.profile in client.private)
         return Deny(Reason.NO_MATCH, detail=_other_ports(client, flow.name))
 
     def reachable(self, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
@@ -156,7 +156,7 @@ class Policy:
 
 
 def _rule(grant: Pattern | NetworkGrant) -> str:
-    return f"{grant.profile}: {grant.text} ({grant.where})"
+    return f"{grant.profile}: {grant.text}"
 
 
 def _other_ports(client: ClientPolicy, name: Hostname) -> str:

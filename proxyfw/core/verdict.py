@@ -35,13 +35,14 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Permitted. `rule` says what granted it: `github: *.github.com (profiles/github.yaml:5)`.
+    """Permitted. `rule` says what granted it: `github: *.github.com`; `where`, the file and line that say so.
 
     `private`: the grant by name reaches private addresses too.
     """
 
     reason: Reason
     rule: str = ""
+    where: str = ""
     private: bool = False
 
 

@@ -139,5 +139,5 @@ def test_nft_takes_the_fail_safe_ruleset() -> None:
 
 
 def test_the_skeleton_logs_to_the_group_that_the_service_listens_to() -> None:
-    groups = set(re.findall(r"\blog prefix .*group (\S+)", SKELETON.read_text()))
+    groups = set(re.findall(r'log prefix "[^"]*" group (\S+)', SKELETON.read_text()))
     assert groups == {str(ruleset.LOG_GROUP)}
