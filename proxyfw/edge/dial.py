@@ -90,6 +90,7 @@ async def _race(first: Stream | None, addresses: Sequence[IPAddress], port: int,
             for task in done:
                 outcome = task.result()
                 if isinstance(outcome, Stream):
+                    trying |= done - {task}
                     return outcome
                 error = outcome
         raise error

@@ -54,7 +54,7 @@ def discard(pipe: tuple[int, int]) -> None:
 class _Half:
     """One direction. `first` are bytes already in Python, sent before any is spliced."""
 
-    __slots__ = ("count", "done", "ended", "first", "held", "into", "out_of", "pipe", "who")
+    __slots__ = ("count", "done", "first", "held", "into", "out_of", "pipe", "who")
 
     def __init__(self, out_of: int, into: int, first: bytes, who: str) -> None:
         self.out_of = out_of
@@ -64,8 +64,7 @@ class _Half:
         self.pipe: tuple[int, int] | None = None
         self.held = 0  # bytes in the pipe
         self.count = 0  # bytes delivered
-        self.ended = False  # the source has sent FIN
-        self.done = False  # and so have we
+        self.done = False  # the source has sent FIN, and so have we
 
 
 class Relay:
@@ -152,43 +151,38 @@ class Relay:
         """Carries bytes of one direction until the source has none or the other side takes none."""
         try:
             for _ in range(_ROUNDS):
-                if not self._step(half):
-                    return
+                if half.first:
+                    sent = os.write(half.into, half.first)
+                    half.first = half.first[sent:]
+                    half.count += sent
+                elif half.held and half.pipe is not None:
+                    sent = os.splice(half.pipe[0], half.into, half.held, flags=_FLAGS)
+                    half.held -= sent
+                    half.count += sent
+                else:
+                    if half.pipe is None:
+                        half.pipe = self._pipes.take()
+                    half.held = os.splice(half.out_of, half.pipe[1], PIPE_SIZE, flags=_FLAGS)
+                    if not half.held:
+                        self._finish(half)
+                        return
         except BlockingIOError:
             if half.pipe is not None and not half.held:
                 self._pipes.give(half.pipe)
                 half.pipe = None
-            return
         except OSError:
-            self.close(half.who)
-            return
-        self._poller.loop.call_soon(self._resume, half)
+            # Of two sockets one failed: the one written to while there was something to write.
+            writing = half.first or half.held
+            self.close(self._other(half).who if writing else half.who)
+        else:
+            self._poller.loop.call_soon(self._resume, half)
 
     def _resume(self, half: _Half) -> None:
         if not self.closed:
             self._pump(half)
 
-    def _step(self, half: _Half) -> bool:
-        """One read or write; whether there may be more to do. Raises BlockingIOError where the kernel says wait."""
-        if half.first:
-            sent = os.write(half.into, half.first)
-            half.count += sent
-            half.first = half.first[sent:]
-            return True
-        if not half.held:
-            if half.ended:
-                self._finish(half)
-                return False
-            if half.pipe is None:
-                half.pipe = self._pipes.take()
-            half.held = os.splice(half.out_of, half.pipe[1], PIPE_SIZE, flags=_FLAGS)
-            half.ended = half.held == 0
-            return True
-        assert half.pipe is not None
-        sent = os.splice(half.pipe[0], half.into, half.held, flags=_FLAGS)
-        half.held -= sent
-        half.count += sent
-        return True
+    def _other(self, half: _Half) -> _Half:
+        return self._down if half is self._up else self._up
 
     def _finish(self, half: _Half) -> None:
         """The source has ended and everything is delivered: pass the FIN on; the second one ends the relay."""
@@ -198,8 +192,8 @@ class Relay:
         if half.done:
             return
         half.done = True
-        if self._up.done and self._down.done:
-            # The first to end is who closed; the other only answered.
-            self.close(self._down.who if half is self._up else self._up.who)
+        other = self._other(half)
+        if other.done:
+            self.close(other.who)  # the first to end is who closed; the second only answered
             return
         (self._server if half is self._up else self._client).finish()
