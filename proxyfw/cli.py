@@ -343,7 +343,7 @@ def _profiles(arguments: argparse.Namespace) -> int:
         loaded = load(path)
         profiles, library = loaded.profiles, loaded.library
     else:
-        profiles = load_profiles([files.shipped("profiles")], [])
+        profiles, _ = load_profiles([files.shipped("profiles")], [])
         library = None
     if arguments.name is None:
         if arguments.json:

@@ -141,7 +141,8 @@ class Connection:
         observe = self._shared.policy.observes(self.ends.client)
         self.arm(OBSERVE_DEADLINE if observe else SNIFF_DEADLINE, self.client)
         first, sniffed, hello_end = await self._sniff()
-        if self._protocol is Protocol.HTTP and not isinstance(sniffed, Malformed):
+        late = isinstance(sniffed, Malformed) and sniffed.reason is Reason.TIMEOUT
+        if self._protocol is Protocol.HTTP and not late:
             await HttpFlow(self).run(first)
             return
         self.disarm()

@@ -46,6 +46,8 @@ class HttpFlow:
         self._changed = asyncio.Event()
         self._fault: Exception | None = None
         self._closing = False
+        self._client_left = False
+        self._server_busy = False  # the second task carries out commands
         self._switch: http1.Switch | None = None
         self._unjudged: bytearray | None = bytearray()  # the client's bytes until the first decision
         self._up = self._down = 0  # bytes under the current verdict
@@ -93,6 +95,13 @@ class HttpFlow:
         if self._unjudged is not None:
             self._unjudged += data
         await self._do(self._session.from_client(data))
+        self._client_left = not data
+        self._pass_end_on()
+
+    def _pass_end_on(self) -> None:
+        """Once a client that has ended got everything it said to the server, the server is to know it, as without us."""
+        if self._client_left and not self._server_busy and self._server is not None:
+            self._server.finish()
 
     async def _serve_server(self, server: Stream) -> None:
         """The second task: reads one server connection until it ends or is replaced."""
@@ -105,7 +114,10 @@ class HttpFlow:
                 if self._server is not server:
                     return
                 self._connection.touch()
+                self._server_busy = True
                 await self._do(self._session.from_server(data))
+                self._server_busy = False
+                self._pass_end_on()
                 self._wake()
         except OSError:
             self._connection.close("client")  # it takes no more of the answer
@@ -134,9 +146,9 @@ class HttpFlow:
                     if await self._broken(malformed):
                         return
                 case http1.ServerBroken(detail):
-                    if self._connection.entry is not None:
+                    if self._connection.entry is not None and not self._client_left:
                         self._connection.entry.row.detail = f"the server: {detail}"
-                    self._end_entry("server")
+                    self._end_entry("client" if self._client_left else "server")
                 case http1.CloseServer():
                     self._drop_server()
                 case http1.Switch():

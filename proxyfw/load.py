@@ -37,12 +37,12 @@ def load(path: Path) -> Loaded:
     folders = [path.absolute().parent / "profiles"]
     folders = [folder for folder in folders if folder.is_dir()]
     folders += [Path(folder) for folder in config.profile_folders] if config else []
-    profiles = load_profiles([files.shipped("profiles"), *folders], problems)
-    library, linked = link(profiles)
+    profiles, broken = load_profiles([files.shipped("profiles"), *folders], problems)
+    library, linked = link(profiles, broken)
     problems += linked
     policy = None
     if config is not None:
-        problems += check_profiles(config, profiles)
+        problems += check_profiles(config, {*profiles, *broken})
         upstream = config.upstream or files.system_resolvers()
         if not upstream:
             message = "no resolver is known: /etc/resolv.conf names none"
@@ -52,8 +52,11 @@ def load(path: Path) -> Loaded:
     return Loaded(path, config, library, profiles, policy, problems)
 
 
-def load_profiles(folders: list[Path], problems: list[Problem]) -> dict[str, Profile]:
-    """Every profile of these folders; a later folder's file replaces an earlier one's of the same name."""
+def load_profiles(folders: list[Path], problems: list[Problem]) -> tuple[dict[str, Profile], set[str]]:
+    """Every profile of these folders, and the names of those that have an error.
+
+    A later folder's file replaces an earlier one's of the same name.
+    """
     found: dict[str, Path] = {}
     for folder in folders:
         try:
@@ -66,13 +69,13 @@ def load_profiles(folders: list[Path], problems: list[Problem]) -> dict[str, Pro
         try:
             profile, noticed = parse_profile(name, str(path), files.read(path))
         except files.FileError as error:
-            problems.append(Problem(Where(str(path)), str(error)))
+            problems.append(Problem(Where(str(path), error.line), str(error)))
             continue
         # What we ship has been weighed; its warnings are not the user's to act on.
         problems += [problem for problem in noticed if not (problem.warning and path.parent == own)]
         if profile is not None:
             profiles[name] = profile
-    return profiles
+    return profiles, set(found) - set(profiles)
 
 
 def _config(path: Path, problems: list[Problem]) -> Config | None:
@@ -80,7 +83,7 @@ def _config(path: Path, problems: list[Problem]) -> Config | None:
         text = files.read(path)
     except files.FileError as error:
         fix = "" if path.exists() else "write one (see `proxyfw check --help`), or give another with -c FILE"
-        problems.append(Problem(Where(str(path)), str(error), fix))
+        problems.append(Problem(Where(str(path), error.line), str(error), fix))
         return None
     config, noticed = parse_config(str(path), text)
     problems += noticed

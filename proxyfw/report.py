@@ -92,7 +92,7 @@ class ProfileReport:
     def as_text(self) -> list[str]:
         """For people."""
         domains, networks = self._domains(), self._networks()
-        lines = [f"{self.profile.name}: {self.profile.description}", f"  file: {self.profile.where.file}"]
+        lines = [f"{self.profile.name}: {self.profile.description}".rstrip(": "), f"  file: {self.profile.where.file}"]
         if len(self.members) > 1:
             lines.append(f"  includes: {', '.join(member.name for member in self.members[1:])}")
         if any(member.private for member in self.members):

@@ -17,6 +17,7 @@ from proxyfw import __version__
 from proxyfw.connection import Shared
 from proxyfw.core.policy import Policy
 from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, render
+from proxyfw.core.verdict import Reason
 from proxyfw.edge import files, routes
 from proxyfw.edge.control import Answer, Control
 from proxyfw.edge.listen import listen
@@ -216,8 +217,10 @@ def say(text: str) -> None:
 
 def _row(refused: Refused, policy: Policy) -> Row:
     mode, _, reason = refused.prefix.rpartition(" ")
+    # An address that came from the wrong interface is nobody's.
+    known = reason != Reason.UNKNOWN_CLIENT
     return Row(
-        client=policy.client_at(str(refused.source)) or "",
+        client=(policy.client_at(str(refused.source)) or "") if known else "",
         address=str(refused.source),
         protocol=refused.protocol,
         destination=str(refused.destination),

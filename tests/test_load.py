@@ -50,7 +50,9 @@ def test_a_good_folder(folder: Path) -> None:
     assert found.problems == []
     assert found.config is not None
     assert found.path == folder / "proxyfw.yaml"
-    assert verdict(found, "mine.example") == Allow(Reason.DOMAIN, f"mine: mine.example ({folder}/profiles/mine.yaml:1)")
+    assert verdict(found, "mine.example") == Allow(
+        Reason.DOMAIN, "mine: mine.example", f"{folder}/profiles/mine.yaml:1"
+    )
     assert isinstance(verdict(found, "github.com"), Allow)
     assert verdict(found, "evil.example") == Deny(Reason.NO_MATCH)
 
@@ -59,7 +61,7 @@ def test_a_users_profile_replaces_the_shipped_one_of_its_name(folder: Path) -> N
     (folder / "profiles" / "github.yaml").write_text("domains: [only.example]\n")
     found = loaded(folder)
     assert verdict(found, "only.example") == Allow(
-        Reason.DOMAIN, f"github: only.example ({folder}/profiles/github.yaml:1)"
+        Reason.DOMAIN, "github: only.example", f"{folder}/profiles/github.yaml:1"
     )
     assert verdict(found, "github.com") == Deny(Reason.NO_MATCH)
 
@@ -158,12 +160,12 @@ def test_a_configuration_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_configuration_that_is_not_utf_8(folder: Path) -> None:
     (folder / "proxyfw.yaml").write_bytes(b"clients:\n  b\xfccher: [github]\n")
-    assert problems(folder) == ["proxyfw.yaml: error: line 2 is not UTF-8"]
+    assert problems(folder) == ["proxyfw.yaml:2: error: this line is not UTF-8"]
 
 
 def test_a_profile_that_is_not_utf_8(folder: Path) -> None:
     (folder / "profiles" / "other.yaml").write_bytes(b"# a\n# b\n# \xe4\n")
-    assert problems(folder) == ["profiles/other.yaml: error: line 3 is not UTF-8"]
+    assert problems(folder) == ["profiles/other.yaml:3: error: this line is not UTF-8"]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +204,20 @@ def test_without_any_resolver_there_is_no_policy(folder: Path, monkeypatch: pyte
     ]
 
 
+def test_a_broken_profile_that_is_used_is_one_error_not_two(folder: Path) -> None:
+    (folder / "profiles" / "mine.yaml").write_text('domains: ["*"]\n')
+    (folder / "profiles" / "other.yaml").write_text("description: x\ndomains: [a.example]\ninclude: [mine]\n")
+    (folder / "proxyfw.yaml").write_text(CONFIG.replace("github", "mine"))
+    found = problems(folder)
+    assert len(found) == 1
+    assert found[0].startswith("profiles/mine.yaml:1: error: ")
+
+
 def test_the_shipped_profiles_alone_have_no_problem() -> None:
     problems_of_ours: list[object] = []
-    found = load_profiles([files.shipped("profiles")], problems_of_ours)  # type: ignore[arg-type]
+    found, broken = load_profiles([files.shipped("profiles")], problems_of_ours)  # type: ignore[arg-type]
     assert problems_of_ours == []
+    assert broken == set()
     assert "github" in found
 
 

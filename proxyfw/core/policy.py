@@ -85,7 +85,7 @@ class Policy:
     ) -> None:
         self.clients: Mapping[str, ClientPolicy] = {client.name: client for client in clients}
         self.upstream = upstream
-        self._resolvers = frozenset(address for address, port in upstream if port == DNS_PORT)
+        self._resolvers = frozenset(a for a, port in upstream if port == DNS_PORT and not a.is_loopback)
         self._by_address = {str(a): client.name for client in self.clients.values() for a in client.addresses}
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._verdict)
         self._kind = lru_cache(maxsize=_REMEMBERED)(self._kind_here)

@@ -1,7 +1,7 @@
 """Profiles: named, reusable grants, one YAML file each, and the library that resolves their includes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from ipaddress import ip_address, ip_network
@@ -178,12 +178,15 @@ class Library:
         return tuple(found.values())
 
 
-def link(profiles: Mapping[str, Profile]) -> tuple[Library, list[Problem]]:
-    """The library, and the unknown includes and include cycles, each an error at the line of the include."""
+def link(profiles: Mapping[str, Profile], broken: Collection[str] = ()) -> tuple[Library, list[Problem]]:
+    """The library, and the unknown includes and include cycles, each an error at the line of the include.
+
+    `broken`: names of profiles that exist, and have errors that were told already.
+    """
     problems = []
     for profile in profiles.values():
         for include, where in zip(profile.include, profile.include_where, strict=True):
-            if include not in profiles:
+            if include not in profiles and include not in broken:
                 message = f'profile "{profile.name}" includes "{include}", which does not exist'
                 problems.append(Problem(where, message, suggestion(include, profiles)))
     return Library(profiles), problems + _cycles(profiles)

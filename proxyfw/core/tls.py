@@ -31,7 +31,7 @@ class ClientHello:
     """Sniffs one ClientHello, fed as the bytes come; each byte is looked at once, however small the pieces.
 
     `second`: the hello after a HelloRetryRequest; a change_cipher_spec and 0-RTT records may come before it
-    (RFC 8446 sections 4.2.10 and D.4).
+    (RFC 8446 sections 4.2.10 and D.4), or an alert instead of it.
     """
 
     __slots__ = ("_hello", "_pending", "_second", "consumed")
@@ -77,7 +77,7 @@ class ClientHello:
         if have < 1:
             return NEED_MORE
         kind = data[at]
-        early = self._second and not self._hello and kind in (_CHANGE_CIPHER_SPEC, _APPLICATION_DATA)
+        early = self._second and not self._hello and kind in (_CHANGE_CIPHER_SPEC, _ALERT, _APPLICATION_DATA)
         if kind != _HANDSHAKE and not early:
             return NOT_MINE if first else Malformed(f"a record of type {kind} inside the ClientHello")
         if have >= 2 and data[at + 1] != 3:

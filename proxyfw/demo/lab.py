@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from proxyfw.demo.internet import Plan, Site
 from proxyfw.demo.network import RESOLVER, Network
 
 _PATIENCE = 20.0  # seconds for a process to end, or for a command in a client
+_numbers = count()
 
 
 class LabError(Exception):
@@ -26,6 +28,8 @@ class Lab:
 
     `clients`: name to its part of proxyfw.yaml, without the address. `profiles`: further profiles, name to text.
     `sites`: names to addresses, each with a web server. `names`: further names that resolve, to any address.
+    `addresses`: further ones of the internet, where nobody listens. `unlisted`: clients that are attached, and not in
+    the configuration.
     """
 
     def __init__(
@@ -34,8 +38,12 @@ class Lab:
         sites: dict[tuple[str, ...], tuple[str, ...]],
         profiles: dict[str, str] | None = None,
         names: dict[str, tuple[str, ...]] | None = None,
+        addresses: Sequence[str] = (),
+        unlisted: Sequence[str] = (),
     ) -> None:
-        self.network = Network(f"pfw{os.getpid()}", tuple(clients), [a for found in sites.values() for a in found])
+        label = f"pfw{os.getpid()}-{next(_numbers)}"
+        everywhere = [*addresses, *(address for found in sites.values() for address in found)]
+        self.network = Network(label, (*clients, *unlisted), everywhere)
         self._clients, self._sites, self._names = clients, sites, names or {}
         self._profiles = profiles or {}
         self._processes: list[subprocess.Popen[str]] = []
@@ -87,9 +95,12 @@ class Lab:
         """Writes a profile beside the configuration."""
         (self.folder / "profiles" / f"{name}.yaml").write_text(text)
 
-    def start_service(self) -> None:
-        """Starts the installed proxyfw in the netvm, and waits until it is ready. Raises LabError."""
-        command = self.network.command(self.network.netvm, *self.proxyfw("run", "-c", str(self.config)))
+    def start_service(self, *before: str) -> None:
+        """Starts the installed proxyfw in the netvm, and waits until it is ready. Raises LabError.
+
+        `before`: what starts it, such as `prlimit` with its options.
+        """
+        command = self.network.command(self.network.netvm, *before, *self.proxyfw("run", "-c", str(self.config)))
         self.service = self._spawn(command, stderr=subprocess.PIPE)
         assert self.service.stderr is not None
         said = []

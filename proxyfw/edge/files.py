@@ -11,7 +11,11 @@ MAX_FILE = 1 << 20  # bytes of a configuration or profile file
 
 
 class FileError(Exception):
-    """The file cannot be read; the message says why, for after `file: error:`."""
+    """The file cannot be read; the message says why, for after `file:line: error:`. Line 0: the file as a whole."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 def shipped(kind: str) -> Path:
@@ -33,7 +37,7 @@ def read(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise FileError(f"line {line} is not UTF-8") from None
+        raise FileError("this line is not UTF-8", line) from None
 
 
 def profile_files(folder: Path) -> dict[str, Path]:

@@ -11,6 +11,7 @@ import dns.asyncresolver
 import dns.exception
 import dns.rdatatype
 import dns.resolver
+from dns.nameserver import Do53Nameserver
 
 from proxyfw.core.address import IPAddress
 from proxyfw.core.hostname import Hostname
@@ -50,8 +51,7 @@ class Resolver:
         self._cache: OrderedDict[Hostname, _Entry] = OrderedDict()
         self._asking: dict[Hostname, asyncio.Task[Answer]] = {}
         self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._resolver.nameservers = [str(address) for address, _ in self.upstream]
-        self._resolver.nameserver_ports = {str(address): port for address, port in self.upstream}
+        self._resolver.nameservers = [Do53Nameserver(str(address), port) for address, port in self.upstream]
         self._resolver.timeout = _ATTEMPT
         self._resolver.lifetime = LIFETIME
         self._resolver.cache = None

@@ -71,12 +71,15 @@ def flow(client: str, protocol: str, destination: str | None, port: int, name: s
     return Flow(client, Protocol(protocol), address, port, normalise(name) if name else None, source)
 
 
-def domain(rule: str, private: bool = False) -> Allow:
-    return Allow(Reason.DOMAIN, rule, private)
+def domain(granted: str, private: bool = False) -> Allow:
+    """`granted`: the rule, and in brackets where it stands."""
+    rule, _, where = granted.removesuffix(")").partition(" (")
+    return Allow(Reason.DOMAIN, rule, where, private)
 
 
-def network(rule: str) -> Allow:
-    return Allow(Reason.NETWORK, rule)
+def network(granted: str) -> Allow:
+    rule, _, where = granted.removesuffix(")").partition(" (")
+    return Allow(Reason.NETWORK, rule, where)
 
 
 GITHUB = domain("github: github.com (github.yaml:2)")

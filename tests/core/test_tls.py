@@ -365,9 +365,6 @@ def test_a_second_hello_is_read_after_what_may_come_before(before: bytes) -> Non
 @pytest.mark.parametrize(
     ("data", "answer"),
     [
-        pytest.param(
-            b"\x15\x03\x03\0\x02\x02\x28", Malformed("a record of type 21 inside the ClientHello"), id="an alert"
-        ),
         pytest.param(b"SSH-2.0-x", Malformed("a record of type 83 inside the ClientHello"), id="another protocol"),
         pytest.param(
             CHANGE_CIPHER_SPEC + b"\x16\x02",

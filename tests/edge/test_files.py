@@ -19,18 +19,18 @@ def test_the_largest_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "line", "why"),
     [
-        pytest.param(b"a\nb\nc\xff\nd", "line 3 is not UTF-8", id="not UTF-8"),
-        pytest.param("domains: [bücher.de]".encode("latin-1"), "line 1 is not UTF-8", id="Latin-1"),
-        pytest.param(b"#" * ((1 << 20) + 1), "the file is larger than 1 MiB", id="too large"),
+        pytest.param(b"a\nb\nc\xff\nd", 3, "this line is not UTF-8", id="not UTF-8"),
+        pytest.param("domains: [bücher.de]".encode("latin-1"), 1, "this line is not UTF-8", id="Latin-1"),
+        pytest.param(b"#" * ((1 << 20) + 1), 0, "the file is larger than 1 MiB", id="too large"),
     ],
 )
-def test_a_file_that_cannot_be_text_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
+def test_a_file_that_cannot_be_text_is_refused(tmp_path: Path, data: bytes, line: int, why: str) -> None:
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(files.FileError) as refused:
         files.read(tmp_path / "a")
-    assert str(refused.value) == why
+    assert (refused.value.line, str(refused.value)) == (line, why)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
