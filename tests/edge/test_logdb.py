@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.edge import logdb
+import proxyfw.edge.logdb.reader as reading
+import proxyfw.edge.logdb.writer as writing
 from proxyfw.edge.logdb import LogError, LogReader, LogWriter, Row, query
 
 DAY = 86400
@@ -141,7 +142,7 @@ def test_a_row_closed_after_its_batch_is_completed_where_it_stands(path: Path, w
 
 
 def test_many_rows_keep_their_order_and_all_arrive(path: Path) -> None:
-    count = 5 * logdb._PUT_ROWS + 1
+    count = 5 * writing._PUT_ROWS + 1
     writer = write(path, *(Row(name=f"{number}.example") for number in range(count)))
     assert names(path) == [f"{number}.example" for number in range(count)]
     assert (writer.written, writer.dropped) == (count, 0)
@@ -191,8 +192,8 @@ def test_a_closing_beyond_the_capacity_is_counted(path: Path) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "RETRY_AFTER", (0.001, 0.001))
-    monkeypatch.setattr(logdb, "_BUSY", 0.0)
+    monkeypatch.setattr(writing, "RETRY_AFTER", (0.001, 0.001))
+    monkeypatch.setattr(writing, "_BUSY", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -215,8 +216,8 @@ def test_a_batch_that_cannot_be_written_is_lost_and_the_log_says_so_by_itself(pa
 
 
 def test_a_batch_that_is_written_at_a_later_attempt_is_not_lost(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "RETRY_AFTER", (0.001,) * 10_000)
-    monkeypatch.setattr(logdb, "_BUSY", 0.0)
+    monkeypatch.setattr(writing, "RETRY_AFTER", (0.001,) * 10_000)
+    monkeypatch.setattr(writing, "_BUSY", 0.0)
     writer = LogWriter(path, keep=DAY, max_size=GIB)
     writer.start()
     settle(writer)
@@ -232,8 +233,8 @@ def test_a_batch_that_is_written_at_a_later_attempt_is_not_lost(path: Path, monk
 
 
 def test_stop_does_not_wait_for_a_file_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "RETRY_AFTER", (3600.0,))
-    monkeypatch.setattr(logdb, "_BUSY", 0.0)
+    monkeypatch.setattr(writing, "RETRY_AFTER", (3600.0,))
+    monkeypatch.setattr(writing, "_BUSY", 0.0)
     writer = LogWriter(path, keep=DAY, max_size=GIB)
     writer.start()
     settle(writer)
@@ -317,7 +318,7 @@ def child(path: Path, script: str) -> subprocess.Popen[str]:
     prelude = f"""
         import resource, sys
         from pathlib import Path
-        from proxyfw.edge import logdb
+        from proxyfw.edge.logdb import writer
         from proxyfw.edge.logdb import LogWriter, Row
         path = Path({str(path)!r})
         writer = LogWriter(path, keep=86400, max_size=1 << 30)
@@ -347,7 +348,7 @@ def test_a_written_row_survives_the_sudden_death_of_the_process(path: Path) -> N
 
 def test_writing_resumes_when_the_disk_has_room_again(path: Path) -> None:
     script = """
-        logdb.RETRY_AFTER = (0.001, 0.001)
+        writer.RETRY_AFTER = (0.001, 0.001)
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, most))
         for number in range(500):
@@ -378,7 +379,7 @@ def test_writing_resumes_when_the_disk_has_room_again(path: Path) -> None:
 
 
 def test_rows_older_than_keep_are_deleted_at_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "TRIM_ROWS", 2)
+    monkeypatch.setattr(writing, "TRIM_ROWS", 2)
     write(path, *(Row(name=f"{hour}.example", time=1_700_000_000.0 + hour * 3600) for hour in range(10)))
     writer = LogWriter(path, keep=3 * 3600, max_size=GIB, clock=Clock(1_700_000_000.0 + 10 * 3600))
     writer.start()
@@ -387,7 +388,7 @@ def test_rows_older_than_keep_are_deleted_at_start(path: Path, monkeypatch: pyte
 
 
 def test_rows_grow_old_while_the_writer_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "TRIM_EVERY", 0.001)
+    monkeypatch.setattr(writing, "TRIM_EVERY", 0.001)
     clock = Clock()
     writer = LogWriter(path, keep=DAY, max_size=GIB, clock=clock)
     writer.start()
@@ -399,8 +400,8 @@ def test_rows_grow_old_while_the_writer_runs(path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_file_beyond_its_size_loses_its_oldest_rows_and_shrinks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "TRIM_ROWS", 100)
-    monkeypatch.setattr(logdb, "_VACUUM_PAGES", 20)
+    monkeypatch.setattr(writing, "TRIM_ROWS", 100)
+    monkeypatch.setattr(writing, "_VACUUM_PAGES", 20)
     write(path, *(Row(name=f"{number}.example", detail="x" * 500) for number in range(3000)))
     size = path.stat().st_size
     writer = LogWriter(path, keep=10 * DAY, max_size=size // 2, clock=Clock())
@@ -465,13 +466,13 @@ FLOWS = [
 def test_rows_that_match(
     path: Path, criteria: dict[str, object], ids: list[int], page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logdb, "PAGE_OF_ROWS", page)
+    monkeypatch.setattr(reading, "PAGE_OF_ROWS", page)
     write(path, *(Row(row.time, row.client, verdict=row.verdict, name=row.name) for row in FLOWS))
     assert [row.id for row in LogReader(path).rows(**criteria)] == ids  # type: ignore[arg-type]
 
 
 def test_rows_of_one_moment_are_each_read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logdb, "PAGE_OF_ROWS", 3)
+    monkeypatch.setattr(reading, "PAGE_OF_ROWS", 3)
     write(path, *(Row() for _ in range(10)), clock=Clock())
     assert [row.id for row in LogReader(path).rows()] == list(range(1, 11))
 

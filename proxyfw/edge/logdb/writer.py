@@ -1,4 +1,4 @@
-"""The log of decisions, in SQLite: one writer per file, any number of readers.
+"""Writing the log.
 
 The writer is called from an event loop, so it only appends to a queue; a thread of its own does the rest. What it
 cannot write it counts, and says so in the log itself.
@@ -10,19 +10,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
-from urllib.parse import quote
+
+from proxyfw.edge.logdb.schema import COLUMNS, UPGRADES, LogError, Row, is_corrupt, number, version
 
 GATHER = 0.05  # seconds that the thread lets rows gather after the first one
 RETRY_AFTER = (0.1, 0.3, 1.0, 3.0, 10.0)  # seconds before each further attempt at a batch; after the last it is lost
 TRIM_EVERY = 3600.0  # seconds between two looks at the age of the rows; their size is looked at after every batch
 TRIM_ROWS = 2000  # rows deleted in one transaction: some 20 ms
-PAGE_OF_ROWS = 1000  # rows that a reader takes in one transaction
 
 _BUSY = 1.0  # seconds to wait for another program's lock
 _PUT_ROWS = 64  # rows written by one statement
@@ -30,67 +28,7 @@ _VACUUM_PAGES = 1000  # database pages given back in one transaction
 _WAL_BYTES = 4 << 20  # kept of the write-ahead log once it was folded in
 _LOST = -1  # the id of a row that was given one and then not written
 
-
-class LogError(Exception):
-    """The log cannot be read or written; the message says which file and why."""
-
-
-@dataclass(slots=True)
-class Row:
-    """One decision. Only the writer changes it, and only through `open_row` and `close_row`.
-
-    Unknown text is "", an unknown port 0. `id` is given when the row is first written and grows with time.
-    """
-
-    time: float = 0.0  # seconds since the epoch, set by the writer
-    client: str = ""
-    address: str = ""  # the client's
-    protocol: str = ""
-    name: str = ""
-    name_source: str = ""
-    destination: str = ""
-    port: int = 0
-    verdict: str = ""  # allow, deny, observe (refused, and let through because the client is in observe mode)
-    reason: str = ""
-    rule: str = ""
-    detail: str = ""
-    bytes_up: int = 0
-    bytes_down: int = 0
-    duration: float = 0.0  # seconds
-    closed_by: str = ""  # client, server, policy, idle, limit, proxy; "" while open, and for a denial
-    id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LogSize:
-    """What the log holds: `bytes` on disk, the times of its `oldest` and `newest` row (None when it has none)."""
-
-    rows: int
-    bytes: int
-    oldest: float | None
-    newest: float | None
-    last_id: int
-
-
-_COLUMNS = tuple(field.name for field in fields(Row))
-
-_UPGRADES = (
-    (
-        """CREATE TABLE flow (
-            time REAL NOT NULL, client TEXT NOT NULL, address TEXT NOT NULL, protocol TEXT NOT NULL,
-            name TEXT NOT NULL, name_source TEXT NOT NULL, destination TEXT NOT NULL, port INTEGER NOT NULL,
-            verdict TEXT NOT NULL, reason TEXT NOT NULL, rule TEXT NOT NULL, detail TEXT NOT NULL,
-            bytes_up INTEGER NOT NULL, bytes_down INTEGER NOT NULL, duration REAL NOT NULL, closed_by TEXT NOT NULL,
-            id INTEGER PRIMARY KEY)""",
-        "CREATE INDEX flow_time ON flow (time)",
-        "CREATE INDEX flow_client ON flow (client, time)",
-        "CREATE INDEX flow_verdict ON flow (verdict, time)",
-        "CREATE INDEX flow_name ON flow (name, time)",
-    ),
-)
-"""The statements that lead from each version of the schema (PRAGMA user_version) to the next."""
-
-_row_values = attrgetter(*_COLUMNS)
+_row_values = attrgetter(*COLUMNS)
 
 
 class LogWriter:
@@ -263,7 +201,7 @@ class LogWriter:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             _upgrade(db, self.path)
-            highest = _number(db, "SELECT coalesce(max(id), 0) FROM flow")
+            highest = number(db, "SELECT coalesce(max(id), 0) FROM flow")
             self._last_id = max(self._last_id, highest)
             self._committed = max(self._committed, highest)
         except BaseException:
@@ -275,7 +213,7 @@ class LogWriter:
         """Note the error; what comes next opens the file anew, for it may be gone or broken."""
         self.last_error = f"{self.path}: {error}"
         self._close()
-        if isinstance(error, sqlite3.DatabaseError) and _is_corrupt(error):
+        if isinstance(error, sqlite3.DatabaseError) and is_corrupt(error):
             try:
                 self._move_aside()
             except OSError as failure:
@@ -311,7 +249,7 @@ class LogWriter:
             return
         while _sizes(self._database())[1] > 0.9 * self._max_size and self._delete_oldest(float("inf")):
             yield
-        for _ in range(0, _number(self._database(), "PRAGMA freelist_count"), _VACUUM_PAGES):
+        for _ in range(0, number(self._database(), "PRAGMA freelist_count"), _VACUUM_PAGES):
             # `execute` would stop after the first page: each is a row of the answer, but one without columns.
             self._database().executescript(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})")
             yield
@@ -322,133 +260,18 @@ class LogWriter:
         return self._database().execute(f"DELETE FROM flow WHERE id IN ({oldest})", (before, TRIM_ROWS)).rowcount
 
 
-class LogReader:
-    """Reads the file at `path`, also while it is being written. Opens it for each question, and never changes it.
-
-    Every method raises LogError for a file that is missing, unreadable or corrupt.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def rows(
-        self,
-        client: str | None = None,
-        verdict: str | None = None,
-        name: str | None = None,
-        since: float | None = None,
-        after_id: int = 0,
-        limit: int | None = None,
-    ) -> Iterator[Row]:
-        """The rows that match all that is given, in the order of their time; the last `limit` of them.
-
-        `name` is compared lower-case, and `*` in it stands for any characters. `after_id` is for following a log: only
-        rows recorded after that one, in the order of their id.
-
-        Rows come in pages of a transaction each: a reader that pauses (`| less`) does not stop the log's upkeep.
-        """
-        if limit is not None:
-            sql, values, _ = query(client, verdict, name, since, after_id, last=True)
-            yield from reversed(self._ask(sql, [*values, limit]))
-            return
-        sql, values, order = query(client, verdict, name, since, after_id)
-        while True:
-            page = self._ask(sql, [*values, PAGE_OF_ROWS])
-            yield from page
-            if len(page) < PAGE_OF_ROWS:
-                return
-            values[-len(order) :] = [getattr(page[-1], column) for column in order]
-
-    def size(self) -> LogSize:
-        """How much the log holds."""
-        with self._open() as db:
-            rows, oldest, newest, last_id = db.execute(
-                """SELECT (SELECT count(*) FROM flow), (SELECT min(time) FROM flow), (SELECT max(time) FROM flow),
-                (SELECT coalesce(max(id), 0) FROM flow)"""
-            ).fetchone()
-        files = [self.path, Path(f"{self.path}-wal")]
-        return LogSize(rows, sum(file.stat().st_size for file in files if file.exists()), oldest, newest, last_id)
-
-    def counts(self, since: float = 0.0) -> dict[str, int]:
-        """How many rows there are of each verdict."""
-        sql = "SELECT count(*) FROM flow WHERE verdict = ? AND time >= ?"
-        with self._open() as db:
-            return {verdict: _number(db, sql, verdict, since) for verdict in ("allow", "deny", "observe")}
-
-    def _ask(self, sql: str, values: list[str | float]) -> list[Row]:
-        with self._open() as db:
-            return [Row(*row) for row in db.execute(sql, values)]
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self.path.stat()
-            with closing(sqlite3.connect(f"file:{quote(str(self.path.absolute()))}?mode=ro", uri=True)) as db:
-                version = _version(db, self.path)
-                if version == 0:
-                    raise LogError(f"{self.path}: nothing has been written yet")
-                yield db
-        except FileNotFoundError:
-            raise LogError(f"{self.path}: there is no log yet; the service makes it when it starts") from None
-        except PermissionError:
-            raise LogError(f"{self.path}: this user may not read the log; try it as root") from None
-        except OSError as error:
-            raise LogError(f"{self.path}: {error.strerror}") from None
-        except sqlite3.Error as error:
-            what = "the log is damaged" if _is_corrupt(error) else "the log cannot be read"
-            raise LogError(f"{self.path}: {what} ({error})") from None
-
-
-def query(
-    client: str | None, verdict: str | None, name: str | None, since: float | None, after_id: int, last: bool = False
-) -> tuple[str, list[str | float], list[str]]:
-    """The SQL of `LogReader.rows`, its values but for the closing LIMIT, and the columns of its order.
-
-    The values end with one for each of those columns: the place in the order after which the rows begin.
-    """
-    where: list[str] = []
-    values: list[str | float] = []
-    if client is not None:
-        where.append("client = ?")
-        values.append(client)
-    if verdict is not None:
-        where.append("verdict = ?")
-        values.append(verdict)
-    if name is not None and "*" in name:
-        where.append("name GLOB ?")
-        values.append(name.lower().replace("[", "[[]").replace("?", "[?]"))
-    elif name is not None:
-        where.append("name = ?")
-        values.append(name.lower())
-    if after_id:
-        # There are few rows after the one a follower saw last; an index on what he filters by would find all of them.
-        table, order = "flow NOT INDEXED", ["id"]
-        if since is not None:
-            where.append("time >= ?")
-            values.append(since)
-        values.append(after_id)
-    else:
-        table, order = "flow", ["time", "id"]
-        values += [float("-inf") if since is None else since, 0]
-    where.append(f"({', '.join(order)}) > ({', '.join('?' * len(order))})")
-    direction = " DESC" if last else ""
-    ordering = ", ".join(column + direction for column in order)
-    sql = f"SELECT {', '.join(_COLUMNS)} FROM {table} WHERE {' AND '.join(where)} ORDER BY {ordering} LIMIT ?"
-    return sql, values, order
-
-
 def _put(db: sqlite3.Connection, rows: list[tuple[str | float, ...]]) -> None:
     """Write new rows, and complete those written before; a row whose file was removed meanwhile is written again.
 
     Many rows to a statement: Python takes its lock again after each one, and waits 5 ms for it while a loop is busy.
     """
-    row = f"({', '.join('?' * len(_COLUMNS))})"
+    row = f"({', '.join('?' * len(COLUMNS))})"
     with db:
         db.execute("BEGIN IMMEDIATE")
         for start in range(0, len(rows), _PUT_ROWS):
             some = rows[start : start + _PUT_ROWS]
             db.execute(
-                f"""INSERT INTO flow ({", ".join(_COLUMNS)}) VALUES {", ".join([row] * len(some))}
+                f"""INSERT INTO flow ({", ".join(COLUMNS)}) VALUES {", ".join([row] * len(some))}
                 ON CONFLICT (id) DO UPDATE SET bytes_up = excluded.bytes_up, bytes_down = excluded.bytes_down,
                 duration = excluded.duration, closed_by = excluded.closed_by, detail = excluded.detail""",
                 list(chain.from_iterable(some)),
@@ -456,31 +279,20 @@ def _put(db: sqlite3.Connection, rows: list[tuple[str | float, ...]]) -> None:
 
 
 def _upgrade(db: sqlite3.Connection, path: Path) -> None:
-    version = _version(db, path)
-    if version == len(_UPGRADES):
+    found = version(db, path)
+    if found == len(UPGRADES):
         return
     with db:
         db.execute("BEGIN IMMEDIATE")
-        for statements in _UPGRADES[version:]:
+        for statements in UPGRADES[found:]:
             for statement in statements:
                 db.execute(statement)
-        db.execute(f"PRAGMA user_version = {len(_UPGRADES)}")
-
-
-def _version(db: sqlite3.Connection, path: Path) -> int:
-    version = _number(db, "PRAGMA user_version")
-    if version > len(_UPGRADES):
-        raise LogError(f"{path}: the log was written by a later version of proxyfw")
-    return version
-
-
-def _number(db: sqlite3.Connection, sql: str, *values: str | float) -> int:
-    return int(db.execute(sql, values).fetchone()[0])
+        db.execute(f"PRAGMA user_version = {len(UPGRADES)}")
 
 
 def _sizes(db: sqlite3.Connection) -> tuple[int, int]:
     """Bytes of the file, and those of them in use."""
-    page, pages, free = (_number(db, f"PRAGMA {what}") for what in ("page_size", "page_count", "freelist_count"))
+    page, pages, free = (number(db, f"PRAGMA {what}") for what in ("page_size", "page_count", "freelist_count"))
     return pages * page, (pages - free) * page
 
 
@@ -490,11 +302,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _is_corrupt(error: sqlite3.Error) -> bool:
-    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _encodable(value: str | float) -> str | float:
