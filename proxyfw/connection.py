@@ -23,10 +23,10 @@ from proxyfw.edge.poller import Poller, Stream
 from proxyfw.edge.relay import Pipes, Relay
 from proxyfw.edge.resolver import Failure, Resolver
 from proxyfw.http_flow import HttpFlow
+from proxyfw.tls_flow import TlsFlow
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
-SERVER_DEADLINE = 60.0  # seconds for the server's first byte
 LINGER = 1.0  # seconds that a refused client has to read its refusal
 _CHUNK = 1 << 14
 
@@ -128,6 +128,7 @@ class Connection:
         except OSError:
             pass  # one side broke off; the row says what was relayed until then
         except Exception as error:  # noqa: BLE001 - the one broad catch: a fault of ours ends one flow, and is logged
+            self.closed_by = "proxy"
             self.record(self.flow(), Deny(Reason.ERROR, detail=repr(error)))
         finally:
             self._task = None
@@ -151,9 +152,9 @@ class Connection:
         self.record(flow, verdict, server)
         if server is None:
             assert isinstance(verdict, Deny)
-            await self._refuse(verdict)
+            await self.refuse(verdict)
         elif self._protocol is Protocol.TLS and isinstance(sniffed, Named):
-            await self._tls(server, sniffed, first, hello_end)
+            await TlsFlow(self, server, sniffed).run(first, hello_end)
         else:
             self.begin_relay(server, first, b"")
 
@@ -232,74 +233,6 @@ class Connection:
         except OSError as error:
             return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error))
 
-    async def _tls(self, server: Stream, named: Named, first: bytes, hello_end: int) -> None:
-        """Sends the ClientHello and holds the rest of the client's bytes until the server has answered.
-
-        A server may ask for a second ClientHello (RFC 8446 section 4.1.4), which is in the clear again and could name
-        another host: it is judged like the first.
-        """
-        try:
-            await server.send(first[:hello_end])
-            up, rest = hello_end, first[hello_end:]
-            self.arm(SERVER_DEADLINE, server)
-            self.client.on_end = lambda reset: self._client_ended(server, rest, reset)
-            if self.client.has_ended():
-                self._client_ended(server, rest, False)
-            down = await self._first_of(server)
-            if tls.server_first(down) is tls.ServerFirst.RETRY:
-                self.client.on_end = None
-                await self.client.send(down)
-                self.arm(SNIFF_DEADLINE, self.client)
-                rest = await self._second_hello(rest, named)
-                down = b""
-            self.client.on_end = None
-            self.disarm()
-        except BaseException:
-            server.close()
-            raise
-        self.begin_relay(server, rest, down, up)
-
-    async def _first_of(self, server: Stream) -> bytes:
-        data = b""
-        while tls.server_first(data) is tls.ServerFirst.NEED_MORE:
-            piece = await server.recv(_CHUNK)
-            if not piece:
-                break
-            data += piece
-        return data
-
-    async def _second_hello(self, data: bytes, named: Named) -> bytes:
-        """The client's bytes up to a whole second ClientHello. Raises OSError when it does not come, or is refused."""
-        hello = tls.ClientHello(second=True)
-        answer = hello.feed(data)
-        while isinstance(answer, NeedMore):
-            piece = await self.client.recv(_CHUNK)
-            if not piece:
-                raise ConnectionResetError(errno.ECONNRESET, "no second ClientHello")
-            data += piece
-            answer = hello.feed(piece)
-        if isinstance(answer, Named) and answer.name == named.name:
-            return data
-        if isinstance(answer, Malformed):
-            broken = answer
-        else:
-            broken = Malformed(f"the second ClientHello does not name {named.name} again", Reason.AMBIGUOUS)
-        flow = self.flow(answer)._replace(broken=broken)
-        verdict = self._shared.policy.decide(flow)
-        self.end_entry("proxy")
-        self.record(flow, verdict)
-        if isinstance(verdict, Deny) and not verdict.observed:
-            await self._refuse(verdict)
-            raise ConnectionAbortedError(errno.ECONNABORTED, broken.detail)
-        return data
-
-    def _client_ended(self, server: Stream, rest: bytes, reset: bool) -> None:
-        """The client ended while the server's first bytes are awaited: pass it on, if it holds nothing unjudged."""
-        if reset:
-            server.interrupt(ConnectionResetError(errno.ECONNRESET, "the client reset the connection"))
-        elif not rest and self.client.has_ended():
-            server.finish()
-
     def begin_relay(self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0) -> None:
         """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
         assert self.entry is not None
@@ -320,7 +253,7 @@ class Connection:
         self.end_entry(closed_by, relay.bytes_up, relay.bytes_down)
         self._on_done(self)
 
-    async def _refuse(self, deny: Deny) -> None:
+    async def refuse(self, deny: Deny) -> None:
         """Tells a TLS client by an alert; a client of another protocol by a reset."""
         if self._protocol is Protocol.TLS:
             with suppress(OSError):

@@ -47,7 +47,7 @@ class HttpFlow:
         self._fault: Exception | None = None
         self._closing = False
         self._client_left = False
-        self._server_busy = False  # the second task carries out commands
+        self._carrying_out = 0  # answers of servers whose commands are not all carried out
         self._switch: http1.Switch | None = None
         self._unjudged: bytearray | None = bytearray()  # the client's bytes until the first decision
         self._up = self._down = 0  # bytes under the current verdict
@@ -99,8 +99,8 @@ class HttpFlow:
         self._pass_end_on()
 
     def _pass_end_on(self) -> None:
-        """Once a client that has ended got everything it said to the server, the server is to know it, as without us."""
-        if self._client_left and not self._server_busy and self._server is not None:
+        """Tells the server that the client has ended, once all that it said has been sent."""
+        if self._client_left and not self._carrying_out and self._server is not None:
             self._server.finish()
 
     async def _serve_server(self, server: Stream) -> None:
@@ -114,9 +114,9 @@ class HttpFlow:
                 if self._server is not server:
                     return
                 self._connection.touch()
-                self._server_busy = True
+                self._carrying_out += 1
                 await self._do(self._session.from_server(data))
-                self._server_busy = False
+                self._carrying_out -= 1
                 self._pass_end_on()
                 self._wake()
         except OSError:
