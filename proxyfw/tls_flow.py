@@ -1,8 +1,8 @@
 """A permitted TLS connection, from the ClientHello that was judged until the relay may begin.
 
 A server may ask for a second ClientHello (HelloRetryRequest, RFC 8446 section 4.1.4), which is in the clear again and
-could name another host. So the client's further bytes are held until the server has spoken, and a second hello is judged
-like the first.
+could name another host. So the client's further bytes are held until the server has spoken, and a second hello is
+judged like the first.
 """
 
 import errno
@@ -76,7 +76,7 @@ class TlsFlow:
             self._server.finish()
 
     async def _second_hello(self) -> None:
-        """Awaits a whole second ClientHello that names the same host. Raises OSError when it does not come, or may not."""
+        """Awaits a second ClientHello that names the same host. Raises OSError when it does not come, or is refused."""
         hello = tls.ClientHello(second=True)
         answer = hello.feed(self._held)
         while isinstance(answer, NeedMore):
