@@ -1,29 +1,27 @@
-"""One TCP connection of a client, from its first byte to its end: sniff, decide, resolve, dial, relay.
+"""One TCP connection of a client: what every protocol on it needs to be decided, dialled, logged, refused and relayed.
 
-The stages follow one another in `Connection._serve`; each awaits one thing, within a deadline of its own. A refusal is
-a verdict like any other: it is logged, the client is told as its protocol allows, and the connection is closed.
+What happens in which order is in serve.py. A refusal is a verdict like any other: it is logged, the client is told as
+its protocol allows, and the connection is closed.
 """
 
 import asyncio
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxyfw.core import http1, tls
+from proxyfw.core import tls
 from proxyfw.core.address import IPAddress, dial_order
 from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
-from proxyfw.core.sniffed import Malformed, Named, NeedMore, NotMine, Sniffed
+from proxyfw.core.sniffed import Malformed, Named, Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
 from proxyfw.edge.dial import dial
 from proxyfw.edge.logdb import LogWriter, Row
 from proxyfw.edge.poller import Poller, Stream
 from proxyfw.edge.relay import Pipes, Relay
 from proxyfw.edge.resolver import Failure, Resolver
-from proxyfw.http_flow import HttpFlow
-from proxyfw.tls_flow import TlsFlow
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
@@ -70,7 +68,6 @@ class Connection:
         "_deadline",
         "_late",
         "_on_done",
-        "_protocol",
         "_shared",
         "_task",
         "active_at",
@@ -78,6 +75,7 @@ class Connection:
         "closed_by",
         "ends",
         "entry",
+        "protocol",
         "relay",
     )
 
@@ -94,16 +92,16 @@ class Connection:
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._late: Stream | None = None
-        self._protocol = Protocol.TCP
+        self.protocol = Protocol.TCP
         self.ends = ends
         self.entry: Entry | None = None
         self.relay: Relay | None = None
         self.closed_by = ""
         self.active_at = shared.poller.now
 
-    def start(self) -> None:
-        """Begins the task."""
-        self._task = self._shared.poller.loop.create_task(self._run())
+    def start(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
+        """Begins the task: `serve(self)`, until it has begun a relay or ends."""
+        self._task = self._shared.poller.loop.create_task(self._run(serve))
 
     @property
     def setting_up(self) -> bool:
@@ -118,11 +116,9 @@ class Connection:
         elif self._task is not None:
             self._task.cancel()
 
-    # Each method below awaits one thing. Only _run closes the client.
-
-    async def _run(self) -> None:
+    async def _run(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
         try:
-            await self._serve()
+            await serve(self)
         except asyncio.CancelledError:
             pass  # by `close`, which has said why
         except OSError:
@@ -138,60 +134,11 @@ class Connection:
                 self.client.close()
                 self._on_done(self)
 
-    async def _serve(self) -> None:
-        observe = self._shared.policy.observes(self.ends.client)
-        self.arm(OBSERVE_DEADLINE if observe else SNIFF_DEADLINE, self.client)
-        first, sniffed, hello_end = await self._sniff()
-        late = isinstance(sniffed, Malformed) and sniffed.reason is Reason.TIMEOUT
-        if self._protocol is Protocol.HTTP and not late:
-            await HttpFlow(self).run(first)
-            return
-        self.disarm()
-        flow = self.flow(sniffed)
-        verdict, server = await self.connect(flow)
-        self.record(flow, verdict, server)
-        if server is None:
-            assert isinstance(verdict, Deny)
-            await self.refuse(verdict)
-        elif self._protocol is Protocol.TLS and isinstance(sniffed, Named):
-            await TlsFlow(self, server, sniffed).run(first, hello_end)
-        else:
-            self.begin_relay(server, first, b"")
-
-    async def _sniff(self) -> tuple[bytes, Sniffed, int]:
-        """The client's first bytes, what they say, and where a ClientHello in them ends."""
-        hello = tls.ClientHello()
-        data = b""
-        while True:
-            try:
-                piece = await self.client.recv(_CHUNK)
-            except TimeoutError:
-                return data, _too_late(data), 0
-            except ConnectionError:
-                piece = b""
-            if not piece:
-                return data, _ended_early(data), 0
-            data += piece
-            if self._protocol is not Protocol.HTTP:
-                answer = hello.feed(piece)
-                if not isinstance(answer, NotMine):
-                    self._protocol = Protocol.TLS
-                    if not isinstance(answer, NeedMore):
-                        return data, answer, hello.consumed
-                    continue
-            answer = http1.sniff(data)
-            if isinstance(answer, NotMine):
-                self._protocol = Protocol.TCP
-                return data, answer, 0
-            self._protocol = Protocol.HTTP
-            if not isinstance(answer, NeedMore):
-                return data, answer, 0
-
     def flow(self, sniffed: Sniffed | None = None) -> Flow:
         """This connection as the policy sees it."""
         name, source = (sniffed.name, NameSource.SNI) if isinstance(sniffed, Named) else (None, NameSource.NONE)
         broken = sniffed if isinstance(sniffed, Malformed) else None
-        return Flow(self.ends.client, self._protocol, self.ends.destination, self.ends.port, name, source, broken)
+        return Flow(self.ends.client, self.protocol, self.ends.destination, self.ends.port, name, source, broken)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
@@ -255,7 +202,7 @@ class Connection:
 
     async def refuse(self, deny: Deny) -> None:
         """Tells a TLS client by an alert; a client of another protocol by a reset."""
-        if self._protocol is Protocol.TLS:
+        if self.protocol is Protocol.TLS:
             with suppress(OSError):
                 await self.client.send(tls.alert(deny.reason))
                 await self.linger()
@@ -321,7 +268,8 @@ class Connection:
 
     def arm_sniff(self) -> None:
         """Gives the client the time it has to say whom it wants."""
-        self.arm(SNIFF_DEADLINE, self.client)
+        unheard = self.protocol is Protocol.TCP and self._shared.policy.observes(self.ends.client)
+        self.arm(OBSERVE_DEADLINE if unheard else SNIFF_DEADLINE, self.client)
 
     def arm(self, seconds: float, stream: Stream) -> None:
         """From now on, so many seconds: then whoever reads this stream gets TimeoutError."""
@@ -337,18 +285,6 @@ class Connection:
         if self._late is not None and now >= self._deadline:
             late, self._late = self._late, None
             late.interrupt(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-
-
-def _too_late(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("nothing was sent within the deadline", Reason.SILENT)
-    return Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
-
-
-def _ended_early(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("the client closed the connection without a word", Reason.SILENT)
-    return Malformed("the connection ended before the name was complete")
 
 
 def _cause(error: OSError) -> str:

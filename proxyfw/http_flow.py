@@ -7,17 +7,14 @@ calls.
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from proxyfw.connection import Connection
 from proxyfw.core import http1
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Flow, NameSource
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Deny, Reason, Verdict
 from proxyfw.edge.poller import Stream
-
-if TYPE_CHECKING:
-    from proxyfw.connection import Connection
 
 _CHUNK = 1 << 16
 _STATUS = {
@@ -35,7 +32,7 @@ class _Interrupted(OSError):
 class HttpFlow:
     """Serves one client connection until it ends, or turns into a relay (WebSocket)."""
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._client = connection.client
         self._session = http1.Session(connection.ends.port)

@@ -12,6 +12,7 @@ from proxyfw.core.address import IPAddress
 from proxyfw.core.policy import Policy
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.edge.poller import Stream
+from proxyfw.serve import serve
 
 MAX_CONNECTIONS = 16384
 MAX_PER_CLIENT = 4096
@@ -107,7 +108,7 @@ class Proxy:
         self._live.add(connection)
         self._per_client[ends.client] += 1
         self._young.add(connection)
-        connection.start()
+        connection.start(serve)
         if self._ticker is None:
             self._ticker = shared.poller.loop.call_later(TICK, self._tick)
 

@@ -6,15 +6,12 @@ judged like the first.
 """
 
 import errno
-from typing import TYPE_CHECKING
 
+from proxyfw.connection import Connection
 from proxyfw.core import tls
 from proxyfw.core.sniffed import Malformed, Named, NeedMore
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.edge.poller import Stream
-
-if TYPE_CHECKING:
-    from proxyfw.connection import Connection
 
 SERVER_DEADLINE = 60.0  # seconds for the server's first byte
 _CHUNK = 1 << 14
@@ -23,7 +20,7 @@ _CHUNK = 1 << 14
 class TlsFlow:
     """Owns the server's stream until the relay does."""
 
-    def __init__(self, connection: "Connection", server: Stream, named: Named) -> None:
+    def __init__(self, connection: Connection, server: Stream, named: Named) -> None:
         self._connection = connection
         self._client = connection.client
         self._server = server

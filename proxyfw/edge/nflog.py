@@ -15,13 +15,14 @@ from proxyfw.core.address import IPAddress
 _NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_ULOG = 4
 _MSG_PACKET, _MSG_CONFIG = 0, 1
-_CFG_CMD, _CFG_MODE = 1, 2
+_CFG_CMD, _CFG_MODE, _CFG_TIMEOUT = 1, 2, 4
 _CMD_BIND = 1
 _COPY_PACKET = 2
 _ATTR_PAYLOAD, _ATTR_PREFIX = 9, 10
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _NLMSG_ERROR = 2
 _SNAP = 128  # bytes of each packet: its headers
+_GATHER = 3  # hundredths of a second that the kernel collects packets for one message; its default is a whole second
 _BUFFER = 1 << 20
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 _IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination options: RFC 8200 section 4
@@ -56,6 +57,7 @@ class Nflog:
         self._sock.bind((0, 0))
         self._configure(_attribute(_CFG_CMD, bytes([_CMD_BIND])))
         self._configure(_attribute(_CFG_MODE, struct.pack("!IBx", _SNAP, _COPY_PACKET)))
+        self._configure(_attribute(_CFG_TIMEOUT, struct.pack("!I", _GATHER)))
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
