@@ -52,6 +52,8 @@ def _begin(address: IPAddress, port: int, poller: Poller) -> tuple[Stream, Corou
         raise OSError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
     sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What the client said first follows at once: it carries the handshake's last ACK, and no packet of its own is sent.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
     stream = Stream(sock, poller)
     return stream, stream.connect(str(address), port)
 

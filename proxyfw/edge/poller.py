@@ -104,7 +104,7 @@ class Stream:
                 try:
                     data = self.sock.recv(limit)
                     # Fewer bytes than asked for: there are no more, unless an end was announced (epoll(7)).
-                    self.readable = len(data) == limit or bool(self._seen & PEER_ENDED)
+                    self.readable = len(data) == limit or self.ending
                     return data
                 except BlockingIOError:
                     self.readable = False
@@ -151,6 +151,11 @@ class Stream:
             await self._writer
         finally:
             self._writer = None
+
+    @property
+    def ending(self) -> bool:
+        """Whether the peer's end has been announced; bytes of it may still have to be read."""
+        return bool(self._seen & PEER_ENDED)
 
     def has_ended(self) -> bool:
         """Whether the peer has closed its side and nothing of it is left to read."""

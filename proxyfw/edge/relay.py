@@ -6,14 +6,16 @@ none. Back-pressure is the kernel's: what the other side does not take stays in 
 
 import fcntl
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from proxyfw.edge.poller import GONE, READABLE, WRITABLE, Events, Poller, Stream
+from proxyfw.edge.poller import GONE, PEER_ENDED, READABLE, WRITABLE, Events, Poller, Stream
 
 PIPE_SIZE = 1 << 18
 _ROUNDS = 16  # of splicing one direction before others get their turn
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+_LAST = _FLAGS | os.SPLICE_F_MORE  # the source's FIN is here already: the last bytes and ours leave in one segment
 _POOLED = 64
 
 
@@ -54,12 +56,13 @@ def discard(pipe: tuple[int, int]) -> None:
 class _Half:
     """One direction. `first` are bytes already in Python, sent before any is spliced."""
 
-    __slots__ = ("count", "done", "first", "held", "into", "out_of", "pipe", "who")
+    __slots__ = ("count", "done", "ending", "first", "held", "into", "out_of", "pipe", "who")
 
-    def __init__(self, out_of: int, into: int, first: bytes, who: str) -> None:
+    def __init__(self, out_of: Stream, into: Stream, first: bytes, who: str) -> None:
         self.out_of = out_of
         self.into = into
         self.first = first
+        self.ending = out_of.ending
         self.who = who  # whose bytes: the one who closes when they end
         self.pipe: tuple[int, int] | None = None
         self.held = 0  # bytes in the pipe
@@ -91,8 +94,8 @@ class Relay:
     ) -> None:
         self._client, self._server = client, server
         self._poller, self._pipes, self._on_close = poller, pipes, on_close
-        self._up = _Half(client.fd, server.fd, to_server, "client")
-        self._down = _Half(server.fd, client.fd, to_client, "server")
+        self._up = _Half(client, server, to_server, "client")
+        self._down = _Half(server, client, to_client, "server")
         self._up.count = sent
         self._down.count = received
         self.active_at = 0.0
@@ -114,8 +117,8 @@ class Relay:
         self._poller.rewatch(self._client.fd, self._client_event)
         self._poller.rewatch(self._server.fd, self._server_event)
         # Edge-triggered: what came before is not announced again.
-        for half, source in ((self._down, self._server), (self._up, self._client)):
-            if (half.first or source.readable) and not self.closed:
+        for half in (self._down, self._up):
+            if (half.first or half.out_of.readable) and not self.closed:
                 self._pump(half)
 
     def close(self, closed_by: str) -> None:
@@ -139,6 +142,8 @@ class Relay:
 
     def _event(self, events: Events, reading: _Half, writing: _Half) -> None:
         self.active_at = self._poller.now
+        if events & PEER_ENDED:
+            reading.ending = True
         if events & WRITABLE and (writing.held or writing.first):
             self._pump(writing)
         if events & READABLE and not self.closed:
@@ -152,17 +157,17 @@ class Relay:
         try:
             for _ in range(_ROUNDS):
                 if half.first:
-                    sent = os.write(half.into, half.first)
+                    sent = half.into.sock.send(half.first, socket.MSG_MORE if half.ending else 0)
                     half.first = half.first[sent:]
                     half.count += sent
                 elif half.held and half.pipe is not None:
-                    sent = os.splice(half.pipe[0], half.into, half.held, flags=_FLAGS)
+                    sent = os.splice(half.pipe[0], half.into.fd, half.held, flags=_LAST if half.ending else _FLAGS)
                     half.held -= sent
                     half.count += sent
                 else:
                     if half.pipe is None:
                         half.pipe = self._pipes.take()
-                    half.held = os.splice(half.out_of, half.pipe[1], PIPE_SIZE, flags=_FLAGS)
+                    half.held = os.splice(half.out_of.fd, half.pipe[1], PIPE_SIZE, flags=_FLAGS)
                     if not half.held:
                         self._finish(half)
                         return
@@ -196,4 +201,4 @@ class Relay:
         if other.done:
             self.close(other.who)  # the first to end is who closed; the second only answered
             return
-        (self._server if half is self._up else self._client).finish()
+        half.into.finish()
