@@ -19,10 +19,11 @@ from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
 from proxyfw.load import Loaded, default_config, load, load_profiles
-from proxyfw.logview import Table, as_json, parse_since, printable
+from proxyfw.logview import Table, as_json, parse_since, visible
 from proxyfw.report import client_report, profile_report, profile_table, status_report
 from proxyfw.service import CONTROL_SOCKET, LOG_FILE
 
+_MAX_DIGITS = 9
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
 
 DESCRIPTION = """\
@@ -90,15 +91,17 @@ def _parser() -> argparse.ArgumentParser:
         )
     for sub in (check, explain, log, status, reload, profiles):
         sub.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
-    explain.add_argument("client", metavar="CLIENT", help="a client of the configuration")
-    explain.add_argument("target", metavar="TARGET", help="a URL, host, host:port, address:port or [IPv6]:port")
-    log.add_argument("--client", metavar="NAME", help="of this client only")
+    explain.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
+    explain.add_argument(
+        "target", metavar="TARGET", type=_text, help="a URL, host, host:port, address:port or [IPv6]:port"
+    )
+    log.add_argument("--client", metavar="NAME", type=_text, help="of this client only")
     log.add_argument("--verdict", choices=["allow", "deny", "observe"], help="of this verdict only")
-    log.add_argument("--name", metavar="HOST", help="of this host name; * stands for any characters")
-    log.add_argument("--since", metavar="WHEN", help="10m, 2h, 3d, today, or 2026-01-31 12:00")
+    log.add_argument("--name", metavar="HOST", type=_text, help="of this host name; * stands for any characters")
+    log.add_argument("--since", metavar="WHEN", type=_text, help="10m, 2h, 3d, today, or 2026-01-31 12:00")
     log.add_argument("-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200; 0: all)")
     log.add_argument("-f", "--follow", action="store_true", help="go on showing what is decided")
-    profiles.add_argument("name", metavar="NAME", nargs="?", help="a profile")
+    profiles.add_argument("name", metavar="NAME", type=_text, nargs="?", help="a profile")
     demo.add_argument("--keep", action="store_true", help="leave it running, and say how to enter a client")
     return parser
 
@@ -145,13 +148,19 @@ namespace of its own: the machine's own network is not touched. Real curls are m
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError("a whole number is wanted, 0 or more")
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise argparse.ArgumentTypeError(f"a whole number of at most {_MAX_DIGITS} digits is wanted, 0 or more")
     return int(text)
 
 
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError("this has characters that no name has")
+    return text
+
+
 def _fail(message: str) -> int:
-    print(f"proxyfw: {message}", file=sys.stderr)
+    print(f"proxyfw: {visible(message)}", file=sys.stderr)
     return 2
 
 
@@ -168,7 +177,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         asyncio.run(Service(_path(arguments)).run())
     except StartError as error:
-        print(error, file=sys.stderr)
+        for line in str(error).splitlines():
+            print(visible(line), file=sys.stderr)
         return _fail("not started; what was in force stays in force")
     return 0
 
@@ -194,12 +204,12 @@ def _check(arguments: argparse.Namespace) -> int:
         )
         return 1 if errors else 0
     for problem in loaded.problems:
-        print(problem)
+        print(visible(str(problem)))
     if errors:
         print(f"{errors} error{'s' if errors > 1 else ''}; a running service keeps its last good policy")
         return 1
     assert loaded.policy is not None
-    print(f"{loaded.path}: good: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles")
+    print(f"{visible(str(loaded.path))}: good: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles")
     return 0
 
 
@@ -208,7 +218,7 @@ def _good(path: Path) -> tuple[Loaded, Policy] | None:
     loaded = load(path)
     if loaded.policy is None:
         for problem in loaded.problems:
-            print(problem, file=sys.stderr)
+            print(visible(str(problem)), file=sys.stderr)
         return None
     return loaded, loaded.policy
 
@@ -224,7 +234,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     policy = good[1]
     if arguments.client not in policy.clients:
         known = ", ".join(policy.clients) or "none"
-        return _fail(f"explain: no client {printable(arguments.client)!r} in {_path(arguments)} (there: {known})")
+        return _fail(f"explain: no client {arguments.client!r} in {_path(arguments)} (there: {known})")
     verdict = policy.decide(target.flow(arguments.client))
     words = in_a_word(verdict)
     detail = verdict.detail if isinstance(verdict, Deny) else ""
@@ -267,7 +277,7 @@ def _log(arguments: argparse.Namespace) -> int:
         limit = arguments.limit or None
     name = arguments.name.lower().rstrip(".") if arguments.name else None
     chosen = {"client": arguments.client, "verdict": arguments.verdict, "name": name}
-    last = reader.size().last_id if arguments.follow else 0
+    last = reader.size().last_id  # and where there is no log, that is said before anything is shown
     table = None if arguments.json else _table()
     if table is not None:
         print(table.header())
@@ -303,7 +313,7 @@ def _ask(arguments: argparse.Namespace, command: str) -> dict[str, object] | Non
     try:
         return ask(path, command)
     except ControlError as error:
-        print(f"proxyfw: {error}", file=sys.stderr)
+        _fail(str(error))
         return None
 
 
@@ -329,7 +339,7 @@ def _reload(arguments: argparse.Namespace) -> int:
     problems = answer["problems"]
     assert isinstance(problems, list)
     for problem in problems:
-        print(problem)
+        print(visible(str(problem)))
     if not answer["ok"]:
         print("nothing was changed: the last good policy stays in force")
         return 1
@@ -355,7 +365,7 @@ def _profiles(arguments: argparse.Namespace) -> int:
                 print(line)
         return 0
     if arguments.name not in profiles:
-        return _fail(f"profiles: there is no profile {printable(arguments.name)!r}; `proxyfw profiles` lists them")
+        return _fail(f"profiles: there is no profile {arguments.name!r}; `proxyfw profiles` lists them")
     report = profile_report(arguments.name, profiles, library)
     if arguments.json:
         _print_json(report.as_json())

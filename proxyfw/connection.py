@@ -17,7 +17,7 @@ from proxyfw.core.address import IPAddress, dial_order
 from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
-from proxyfw.edge.dial import dial
+from proxyfw.edge.dial import OwnAddressError, dial
 from proxyfw.edge.logdb import LogWriter, Row
 from proxyfw.edge.poller import Poller, Stream
 from proxyfw.edge.relay import Pipes, Relay
@@ -25,6 +25,7 @@ from proxyfw.edge.resolver import Failure, Resolver
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
+MAX_TRIED = 8  # addresses of one name; each may hold a descriptor until the deadline
 LINGER = 1.0  # seconds that a refused client has to read its refusal
 _CHUNK = 1 << 14
 
@@ -67,12 +68,14 @@ class Connection:
     __slots__ = (
         "_deadline",
         "_late",
+        "_on_decided",
         "_on_done",
         "_shared",
         "_task",
         "active_at",
         "client",
         "closed_by",
+        "decided",
         "ends",
         "entry",
         "protocol",
@@ -84,10 +87,12 @@ class Connection:
         client: Stream,
         ends: Ends,
         shared: Shared,
+        on_decided: Callable[["Connection"], None],
         on_done: Callable[["Connection"], None],
     ) -> None:
         self.client = client
         self._shared = shared
+        self._on_decided = on_decided
         self._on_done = on_done
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
@@ -97,6 +102,7 @@ class Connection:
         self.entry: Entry | None = None
         self.relay: Relay | None = None
         self.closed_by = ""
+        self.decided = False
         self.active_at = shared.poller.now
 
     def start(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
@@ -163,7 +169,7 @@ class Connection:
         try:
             return verdict, await dial((self.ends.destination,), flow.port, self._shared.poller, self.arm)
         except OSError as error:
-            return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error)), None
+            return _not_reached(verdict.rule, error), None
 
     async def _by_name(self, policy: Policy, flow: Flow, verdict: Allow) -> Stream | Deny:
         """Dials one of the name's own addresses; that the client aims at another changes nothing."""
@@ -174,11 +180,11 @@ class Connection:
         addresses = policy.reachable(verdict, answer)
         if not addresses:
             return Deny(Reason.PRIVATE_ADDRESS, verdict.rule, f"it has only {', '.join(map(str, answer[:4]))}")
-        order = dial_order(addresses, self.ends.destination)
+        order = dial_order(addresses, self.ends.destination)[:MAX_TRIED]
         try:
             return await dial(order, flow.port, self._shared.poller, self.arm)
         except OSError as error:
-            return Deny(Reason.UNREACHABLE, verdict.rule, _cause(error))
+            return _not_reached(verdict.rule, error)
 
     def begin_relay(self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0) -> None:
         """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
@@ -213,8 +219,9 @@ class Connection:
         """Lets the client read what it was told: a socket closed with unread bytes would reset it away."""
         self.client.finish()
         self.arm(LINGER, self.client)
+        until = self._shared.poller.now + LINGER
         with suppress(OSError):
-            while await self.client.recv(_CHUNK):
+            while await self.client.recv(_CHUNK) and self._shared.poller.now < until:
                 pass
 
     def decide(self, flow: Flow) -> Verdict:
@@ -230,6 +237,9 @@ class Connection:
 
         The row's destination is what was reached (`server`), else what the client aimed at.
         """
+        if not self.decided:
+            self.decided = True
+            self._on_decided(self)
         word = in_a_word(verdict)
         destination = aimed_at = self.ends.destination_text
         detail = verdict.detail if isinstance(verdict, Deny) else ""
@@ -282,10 +292,12 @@ class Connection:
 
     def expire(self, now: float) -> None:
         """Called again and again while the connection is being set up: interrupts what is past its deadline."""
-        if self._late is not None and now >= self._deadline:
-            late, self._late = self._late, None
-            late.interrupt(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+        if self._late is None or now < self._deadline:
+            return
+        if self._late.interrupt(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))):
+            self._late = None  # else bytes came at this very moment: again at the next look
 
 
-def _cause(error: OSError) -> str:
-    return error.strerror or str(error) or "no answer before the deadline"
+def _not_reached(rule: str, error: OSError) -> Deny:
+    reason = Reason.INTERNAL_ADDRESS if isinstance(error, OwnAddressError) else Reason.UNREACHABLE
+    return Deny(reason, rule, error.strerror or "no answer before the deadline")

@@ -16,7 +16,7 @@ from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Deny, Reason, Verdict
 from proxyfw.edge.poller import Stream
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _STATUS = {
     Reason.UNRESOLVABLE: 502,
     Reason.DNS_FAILURE: 502,
@@ -32,7 +32,8 @@ class _Interrupted(OSError):
 class HttpFlow:
     """Serves one client connection until it ends, or turns into a relay (WebSocket)."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, first: bytes) -> None:
+        """`first`: the bytes that were sniffed."""
         self._connection = connection
         self._client = connection.client
         self._session = http1.Session(connection.ends.port)
@@ -46,14 +47,17 @@ class HttpFlow:
         self._client_left = False
         self._carrying_out = 0  # answers of servers whose commands are not all carried out
         self._switch: http1.Switch | None = None
+        self._first = first
         self._unjudged: bytearray | None = bytearray()  # the client's bytes until the first decision
         self._up = self._down = 0  # bytes under the current verdict
 
-    async def run(self, first: bytes) -> None:
-        """Serves; `first` are the bytes that were sniffed."""
+    async def run(self) -> None:
+        """Serves until the end, or until the relay begins."""
         self._client.on_end = self._client_ended
         try:
+            first, self._first = self._first, b""
             await self._from_client(first)
+            del first  # up to 64 KiB, and the connection may be kept for long
             while not self._closing and self._switch is None:
                 await self._next()
             if self._switch is not None:
@@ -229,8 +233,10 @@ class HttpFlow:
             self._server = None
 
     def _drop_task(self) -> None:
-        task, self._server_task = self._server_task, None
+        # The second task may be the one that asks: it is kept, so that it ends with the connection while it dials.
+        task = self._server_task
         if task is not None and task is not asyncio.current_task():
+            self._server_task = None
             task.cancel()
 
 

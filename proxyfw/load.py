@@ -1,5 +1,6 @@
 """From the files on disk to a policy, with every problem on the way. Opens no network, changes nothing."""
 
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +83,11 @@ def _config(path: Path, problems: list[Problem]) -> Config | None:
     try:
         text = files.read(path)
     except files.FileError as error:
-        fix = "" if path.exists() else "write one (see `proxyfw check --help`), or give another with -c FILE"
+        fix = (
+            ""
+            if error.line or os.path.exists(path)
+            else "write one (see `proxyfw check --help`), or give another with -c FILE"
+        )
         problems.append(Problem(Where(str(path), error.line), str(error), fix))
         return None
     config, noticed = parse_config(str(path), text)

@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS).encode("ascii", "backslashreplace").decode("ascii")
 
 
+def visible(text: str) -> str:
+    """The text with what is not printable escaped: for words of the user's own files, in any script."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
 def human_bytes(count: int) -> str:
     """At most five characters, in powers of 1000: `999`, `1.5k`, `20M`."""
     if count < 1000:

@@ -7,16 +7,17 @@ from collections import Counter
 from functools import lru_cache
 from ipaddress import ip_address
 
-from proxyfw.connection import Connection, Ends, Shared
+from proxyfw.connection import Connection, Ends, Entry, Shared
 from proxyfw.core.address import IPAddress
 from proxyfw.core.policy import Policy
-from proxyfw.core.verdict import Deny, Reason
+from proxyfw.core.verdict import Allow, Deny, Reason
 from proxyfw.edge.poller import Stream
 from proxyfw.serve import serve
 
 MAX_CONNECTIONS = 16384
 MAX_PER_CLIENT = 4096
-DESCRIPTORS_EACH = 3  # two sockets, and room for pipes, the resolver's sockets and files
+MAX_UNDECIDED = 512  # of one client, without a verdict yet: each may hold 64 KiB of a hello in pieces
+DESCRIPTORS_EACH = 6  # two sockets, and a pipe each way when both are stalled
 IDLE = 3600.0  # seconds without a byte either way in a relay
 HTTP_IDLE = 300.0  # the same between and inside plain HTTP requests
 TOTAL = 7 * 86400.0  # seconds that one connection may last
@@ -35,6 +36,7 @@ class Proxy:
         self._listeners: list[socket.socket] = []
         self._live: set[Connection] = set()
         self._per_client: Counter[str] = Counter()
+        self._undecided: Counter[str] = Counter()
         self._young: set[Connection] = set()  # may hold some that are set up by now
         self._sweeper: asyncio.TimerHandle | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -68,8 +70,7 @@ class Proxy:
         closed = 0
         for connection in tuple(self._live):
             entry = connection.entry
-            verdict = policy.decide(entry.flow) if entry is not None else None
-            denied = isinstance(verdict, Deny) and not verdict.observed
+            denied = entry is not None and not _still_permitted(policy, entry)
             if denied or policy.client_at(connection.ends.address) != connection.ends.client:
                 connection.close("policy")
                 closed += 1
@@ -98,8 +99,9 @@ class Proxy:
         text, port = sock.getsockname()[:2]
         name = shared.policy.client_at(address)
         ends = Ends(name or "", address, _address(text), text, port)
-        connection = Connection(Stream(sock, shared.poller), ends, shared, self._done)
+        connection = Connection(Stream(sock, shared.poller), ends, shared, self._on_decided, self._done)
         deny = self._beyond_limit(name)
+        self._undecided[ends.client] += 1
         if deny is not None:
             connection.record(connection.flow(), deny)
             connection.client.reset_on_close()
@@ -119,11 +121,18 @@ class Proxy:
             return Deny(Reason.LIMIT, detail=f"{self._max} connections are open in all")
         if self._per_client[client] >= MAX_PER_CLIENT:
             return Deny(Reason.LIMIT, detail=f"{MAX_PER_CLIENT} connections of this client are open")
+        if self._undecided[client] >= MAX_UNDECIDED:
+            return Deny(Reason.LIMIT, detail=f"{MAX_UNDECIDED} connections of this client are being set up")
         return None
+
+    def _on_decided(self, connection: Connection) -> None:
+        self._undecided[connection.ends.client] -= 1
 
     def _done(self, connection: Connection) -> None:
         if connection in self._live:
             self._live.remove(connection)
+            if not connection.decided:
+                self._on_decided(connection)
             self._per_client[connection.ends.client] -= 1
             if not self._per_client[connection.ends.client]:
                 del self._per_client[connection.ends.client]
@@ -156,6 +165,14 @@ class Proxy:
             elif now - (relay.active_at if relay else connection.active_at) > (IDLE if relay else HTTP_IDLE):
                 connection.close("idle")
         self._sweeper = loop.call_later(SWEEP, self._sweep)
+
+
+def _still_permitted(policy: Policy, entry: Entry) -> bool:
+    verdict = policy.decide(entry.flow)
+    if isinstance(verdict, Allow) and verdict.reason is Reason.DOMAIN:
+        reached = policy.reachable(verdict, [_address(entry.row.destination)])
+        return bool(reached) or policy.observes(entry.flow.client)
+    return isinstance(verdict, Allow) or verdict.observed
 
 
 @lru_cache(maxsize=4096)

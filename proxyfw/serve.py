@@ -17,7 +17,9 @@ async def serve(connection: Connection) -> None:
     first, sniffed, hello_end = await _sniff(connection)
     late = isinstance(sniffed, Malformed) and sniffed.reason is Reason.TIMEOUT
     if connection.protocol is Protocol.HTTP and not late:
-        await HttpFlow(connection).run(first)
+        http = HttpFlow(connection, first)
+        del first
+        await http.run()
         return
     connection.disarm()
     flow = connection.flow(sniffed)

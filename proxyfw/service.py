@@ -27,10 +27,12 @@ from proxyfw.edge.nft import Nft, NftError
 from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
 from proxyfw.load import Loaded, load
+from proxyfw.logview import visible
 from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS, Proxy
 
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
+_UNLOGGED = "unlogged"  # the counter of the packet layer
 _SPARE_DESCRIPTORS = 256
 _GARBAGE = 20_000
 
@@ -57,6 +59,7 @@ class Service:
         self._nft = Nft()
         self._nflog = Nflog(LOG_GROUP)
         self._poller = Poller()
+        self._unlogged = 0
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Answer]] = set()
@@ -82,14 +85,17 @@ class Service:
             self._apply(loaded, loaded.policy)
         except (routes.RoutesError, NflogError, NftError, OSError) as error:
             raise StartError(f"the packet layer could not be set up: {error}") from None
+        control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
+        try:
+            await control.start()
+        except OSError as error:
+            raise StartError(f"{loaded.config.state_dir}: {CONTROL_SOCKET}: {error.strerror or error}") from None
         self._poller.start(loop)
         resolver = Resolver(loaded.policy.upstream, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log)
         self._proxy = Proxy(self._shared, _raise_descriptors())
         self._proxy.start(listeners)
         loop.add_reader(self._nflog.fileno(), self._on_refused)
-        control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
-        await control.start()
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -126,6 +132,7 @@ class Service:
 
     def _apply(self, loaded: Loaded, policy: Policy) -> None:
         assert loaded.config is not None
+        self._unlogged += self._nft.counter(_UNLOGGED)  # the new table counts from 0 again
         skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
         self._nft.apply(render(policy, skeleton, loaded.config.downstream_group))
 
@@ -199,7 +206,7 @@ class Service:
                 "written": self._log.written,
                 "lost": self._log.dropped,
                 "error": self._log.last_error,
-                "packets_not_logged": self._nft.counter("unlogged"),
+                "packets_not_logged": self._unlogged + self._nft.counter(_UNLOGGED),
                 "kernel_overruns": self._nflog.lost,
             },
         }
@@ -210,9 +217,9 @@ class Service:
 
 
 def say(text: str) -> None:
-    """One message for the console or the journal. Names in it come from files of the user, not from clients."""
+    """One message for the console or the journal."""
     with suppress(OSError):
-        print(f"proxyfw: {text}", file=sys.stderr, flush=True)
+        print(f"proxyfw: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def _row(refused: Refused, policy: Policy) -> Row:

@@ -15,6 +15,7 @@ from proxyfw.core.sniffed import MAX_HELLO, Malformed
 from proxyfw.core.verdict import Reason
 
 DEFAULT_PORT = 80
+MAX_FIELDS = 256  # of one head; servers commonly take 100, and each costs time before anything is decided
 MAX_METHOD = 32  # characters; the longest registered one, UPDATEREDIRECTREF, has 17
 
 _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
@@ -67,6 +68,7 @@ class HeadReader:
         self._line = 0  # where the line being read begins
         self._searched = 0  # how far there is no line feed
         self._once: dict[bytes, bytes] = {}
+        self._fields = 0
         self._version: bytes | None = None
 
     @property
@@ -110,6 +112,9 @@ class HeadReader:
         return False
 
     def _field(self, line: bytes) -> None:
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            raise BadHead(f"more than {MAX_FIELDS} header fields", Reason.OVERSIZED)
         if line[:1] in (b" ", b"\t"):
             raise BadHead("a header line is folded (obs-fold)")
         if b"\0" in line:

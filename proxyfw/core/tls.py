@@ -19,7 +19,7 @@ _HOST_NAME = 0
 
 # SHA-256 of "HelloRetryRequest", the random of a ServerHello that is one (RFC 8446 section 4.1.3)
 _RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
-_RANDOM_AT = 11  # record header 5, handshake header 4, legacy_version 2
+_RANDOM_AT = 6  # handshake header 4, legacy_version 2
 
 NEED_MORE = NeedMore()
 NOT_MINE = NotMine()
@@ -195,11 +195,16 @@ class ServerFirst(Enum):
 
 def server_first(data: bytes) -> ServerFirst:
     """Tells a HelloRetryRequest (RFC 8446 section 4.1.4) from any other first bytes of a server."""
-    if not data:
-        return ServerFirst.NEED_MORE
-    if data[0] != _HANDSHAKE or data[5:6] not in (b"", bytes([_SERVER_HELLO])):
+    wanted = _RANDOM_AT + len(_RETRY_RANDOM)
+    hello, at = b"", 0
+    while at < len(data) and len(hello) < wanted:  # it may be cut over records like any message
+        if data[at] != _HANDSHAKE or at > _MAX_RECORD:
+            return ServerFirst.OTHER
+        end = at + 5 + int.from_bytes(data[at + 3 : at + 5])
+        hello, at = hello + data[at + 5 : end], end
+    if hello and hello[0] != _SERVER_HELLO:
         return ServerFirst.OTHER
-    random = data[_RANDOM_AT : _RANDOM_AT + len(_RETRY_RANDOM)]
+    random = hello[_RANDOM_AT : _RANDOM_AT + len(_RETRY_RANDOM)]
     if random == _RETRY_RANDOM:
         return ServerFirst.RETRY
     return ServerFirst.NEED_MORE if _RETRY_RANDOM.startswith(random) else ServerFirst.OTHER

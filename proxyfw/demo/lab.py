@@ -149,7 +149,8 @@ class Lab:
 
     def arrived(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind (dns, request, broken) that reached the internet so far."""
-        events = [json.loads(line) for line in self.events.read_text().splitlines()]
+        whole, _, _ = self.events.read_text().rpartition("\n")  # the last line may still be under way
+        events = [json.loads(line) for line in whole.splitlines()]
         return [event for event in events if event["kind"] == kind]
 
     def spawn(self, namespace: str, *command: str) -> subprocess.Popen[str]:

@@ -15,6 +15,10 @@ DEADLINE = 10.0  # seconds for all of them together
 _REMEMBER = 10.0  # seconds that an address is remembered as not this netvm's own
 
 
+class OwnAddressError(OSError):
+    """The address is this netvm's own: nothing leads there."""
+
+
 async def dial(
     addresses: Sequence[IPAddress], port: int, poller: Poller, arm: Callable[[float, Stream], None]
 ) -> Stream:
@@ -49,7 +53,7 @@ async def dial(
 def _begin(address: IPAddress, port: int, poller: Poller) -> tuple[Stream, Coroutine[None, None, None]]:
     """A stream, and what to await for it to be connected. Raises OSError."""
     if _is_own(address, int(poller.loop.time() / _REMEMBER)):
-        raise OSError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
+        raise OwnAddressError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
     sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # What the client said first follows at once: it carries the handshake's last ACK, and no packet of its own is sent.

@@ -1,5 +1,7 @@
 """Files that the user wrote, and the ones that proxyfw ships."""
 
+import os
+import stat
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -28,7 +30,11 @@ def shipped(kind: str) -> Path:
 def read(path: Path) -> str:
     """The text of a file. Raises FileError."""
     try:
-        data = path.read_bytes()
+        # A pipe or a device would keep us waiting, or never end.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileError("this is not a file" if not path.is_dir() else "Is a directory")
+            data = file.read(MAX_FILE + 1)
     except OSError as error:
         raise FileError(error.strerror or str(error)) from None
     if len(data) > MAX_FILE:

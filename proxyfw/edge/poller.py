@@ -69,7 +69,7 @@ class Stream:
     `on_end(reset)`, when set, is called when the peer ends its side, or resets the connection, while nobody reads it.
     """
 
-    __slots__ = ("_poller", "_reader", "_seen", "_writer", "fd", "on_end", "peer", "readable", "sock")
+    __slots__ = ("_eager", "_poller", "_reader", "_seen", "_writer", "fd", "on_end", "peer", "readable", "sock")
 
     def __init__(self, sock: socket.socket, poller: Poller) -> None:
         self.sock = sock
@@ -83,6 +83,7 @@ class Stream:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._seen: Events = 0
+        self._eager = False  # the last read had not to wait
         poller.watch(self.fd, self._event)
 
     def _event(self, events: Events) -> None:
@@ -99,15 +100,20 @@ class Stream:
 
     async def recv(self, limit: int) -> bytes:
         """At most so many bytes; b"" at the peer's end. Raises OSError."""
+        waited = False
         while True:
             if self.readable:
                 try:
                     data = self.sock.recv(limit)
                     # Fewer bytes than asked for: there are no more, unless an end was announced (epoll(7)).
                     self.readable = len(data) == limit or self.ending
+                    if self._eager and not waited:  # a peer that always has more must leave the others their turn
+                        await asyncio.sleep(0)  # after the read: whoever was interrupted meanwhile looks around first
+                    self._eager = not waited
                     return data
                 except BlockingIOError:
                     self.readable = False
+            waited = True
             self._reader = self._poller.loop.create_future()
             try:
                 await self._reader
@@ -169,11 +175,12 @@ class Stream:
         except OSError:
             return True
 
-    def interrupt(self, error: OSError) -> None:
-        """Whoever awaits this socket gets this error; nothing happens where nobody does."""
-        for waiting in (self._reader, self._writer):
-            if waiting is not None and not waiting.done():
-                waiting.set_exception(error)
+    def interrupt(self, error: OSError) -> bool:
+        """Whoever awaits this socket gets this error; False where nobody does, or where it is ready just now."""
+        awaited = [w for w in (self._reader, self._writer) if w is not None and not w.done()]
+        for waiting in awaited:
+            waiting.set_exception(error)
+        return bool(awaited)
 
     def reset_on_close(self) -> None:
         """The coming `close` sends a reset, so that the peer sees a refusal and not an end."""

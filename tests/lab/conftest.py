@@ -1,0 +1,159 @@
+"""The lab's fixtures: one world for the whole session, a fresh one where the service is killed or reconfigured."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab import world
+from lab.sockets import eventually, socket_in
+from proxyfw.demo.lab import Lab
+from proxyfw.edge.logdb import LogReader
+from proxyfw.logview import as_json
+from proxyfw.service import LOG_FILE
+
+_WAIT_FOR_ROW = 3.0  # seconds; rows are written within 100 ms
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _namespaces() -> None:
+    """Skips the lab where it cannot be built, and says why."""
+    if os.geteuid() != 0:
+        pytest.skip("the lab makes network namespaces: run it as root")
+    name = f"pfw{os.getpid()}-try"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"network namespaces cannot be made here: {made.stderr.strip()}")
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _started() -> Iterator[Lab]:
+    made = world.make()
+    made.start()
+    try:
+        # The kernel answers a client with few ICMP errors a second (icmp(7), icmp_ratelimit); tests provoke many.
+        for setting in ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"):
+            sysctl = made.network.command(made.network.netvm, "sysctl", "-qw", setting)
+            subprocess.run(sysctl, check=True)
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The world that tests share; its service runs all the time, with one configuration."""
+    yield from _started()
+
+
+@pytest.fixture
+def fresh_lab() -> Iterator[Lab]:
+    """A world of the test's own."""
+    yield from _started()
+
+
+class Log:
+    """What `proxyfw log --json` tells since the test began; read here, as the command takes longer to start."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._reader = LogReader(lab.folder / "state" / LOG_FILE)
+        self._begin = time.time()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, oldest first."""
+        return [json.loads(as_json(row)) for row in self._reader.rows(since=self._begin)]
+
+    def expect(self, patience: float = _WAIT_FOR_ROW, **wanted: Any) -> dict[str, Any]:
+        """The first row with these values, as soon as it is there."""
+        return self._first(lambda row: wanted.items() <= row.items(), f"with {wanted}", patience)
+
+    def closed(self, **wanted: Any) -> dict[str, Any]:
+        """The first row with these values, as soon as it tells how the flow ended."""
+        return self._first(lambda row: wanted.items() <= row.items() and row["closed_by"], f"closed, with {wanted}")
+
+    def _first(self, fits: Callable[[dict[str, Any]], Any], words: str, patience: float = _WAIT_FOR_ROW) -> Any:
+        found = eventually(lambda: next(filter(fits, self.rows()), None), patience)
+        assert found, f"no row {words} among {self.rows()}"
+        return found
+
+
+@pytest.fixture
+def log(lab: Lab) -> Log:
+    """The log of the shared world from here on."""
+    return Log(lab)
+
+
+@pytest.fixture
+def fresh_log(fresh_lab: Lab) -> Log:
+    """The log of the test's own world."""
+    return Log(fresh_lab)
+
+
+@pytest.fixture
+def arrived(lab: Lab) -> Callable[[str], list[dict[str, Any]]]:
+    """What reached the shared world's internet since the test began, by kind: dns, request, broken."""
+    before = {kind: len(lab.arrived(kind)) for kind in ("dns", "request", "broken")}
+    return lambda kind: lab.arrived(kind)[before[kind] :]
+
+
+@pytest.fixture(scope="session")
+def nginx(lab: Lab) -> None:
+    """nginx as files.lab.example: HTTP, TLS and HTTP/2; files of the folder `www`, which PUT writes too."""
+    program = shutil.which("nginx")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    folder = lab.folder / "nginx"
+    (folder / "www").mkdir(parents=True)
+    certificate, key = lab.authority.certificate(["files.lab.example"])
+    config = folder / "nginx.conf"
+    config.write_text(_NGINX.format(folder=folder, certificate=certificate, key=key, v4=world.FILES4, v6=world.FILES6))
+    lab.spawn(lab.network.internet, program, "-c", str(config), "-e", str(folder / "errors"))
+    for port in (80, 443):
+        assert eventually(lambda port=port: _listens(lab, port)), (folder / "errors").read_text()
+
+
+def _listens(lab: Lab, port: int) -> bool:
+    try:
+        with socket_in(lab.network.internet, socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.connect((world.FILES4, port))
+    except OSError:
+        return False
+    return True
+
+
+_NGINX = """\
+daemon off;
+user root;
+worker_processes 1;
+pid {folder}/pid;
+events {{ }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    sendfile on;
+    server {{
+        listen {v4}:80;
+        listen [{v6}]:80;
+        listen {v4}:443 ssl http2;
+        listen [{v6}]:443 ssl http2;
+        server_name files.lab.example;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        root {folder}/www;
+        client_max_body_size 0;
+        location / {{ dav_methods PUT; }}
+        location /small/ {{ dav_methods PUT; client_max_body_size 100k; }}
+        location = /hello {{ return 200 "hello over $server_protocol\\n"; }}
+    }}
+}}
+"""

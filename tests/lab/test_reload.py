@@ -1,0 +1,138 @@
+"""A new policy: all of it or nothing, for new connections and for open ones."""
+
+import json
+import signal
+from contextlib import ExitStack
+
+import pytest
+
+from lab.hellos import hello
+from lab.sockets import Server, connect, echo, eventually, read_all, read_until
+from lab.world import AT_HOME, CLIENTS, OPEN4, RAW4
+
+
+def reload_by_command(lab):
+    done = lab.ask("reload")
+    assert done.returncode == 0, done.stdout
+
+
+def reload_by_signal(lab):
+    before = json.loads(lab.ask("status", "--json").stdout)["reloaded"]
+    lab.service.send_signal(signal.SIGHUP)
+    assert eventually(lambda: json.loads(lab.ask("status", "--json").stdout)["reloaded"] > before)
+
+
+@pytest.mark.parametrize("reload", [reload_by_command, reload_by_signal], ids=["by command", "by SIGHUP"])
+def test_a_new_policy_holds_for_what_comes(fresh_lab, reload):
+    assert fresh_lab.curl("study", "--max-time", "2", "https://github.com/").returncode == 35
+
+    fresh_lab.write_config(CLIENTS | {"study": {"profiles": ["github"]}})
+    reload(fresh_lab)
+
+    assert fresh_lab.curl("study", "https://github.com/").returncode == 0
+    assert fresh_lab.curl("study", "--max-time", "2", "https://en.wikipedia.org/").returncode == 35
+
+
+@pytest.mark.parametrize("reload", [reload_by_command, reload_by_signal], ids=["by command", "by SIGHUP"])
+def test_open_connections_that_it_forbids_are_closed_and_others_live(fresh_lab, fresh_log, reload):
+    lab = fresh_lab
+    with ExitStack() as stack:
+        for address in (RAW4, AT_HOME):
+            stack.enter_context(Server(lab, address, 443, echo))
+        forbidden = stack.enter_context(connect(lab, "work", RAW4, 443))
+        kept = stack.enter_context(connect(lab, "home", AT_HOME, 443))
+        forbidden.sendall(hello("raw.lab.example"))
+        kept.sendall(hello("server.home.example"))
+        assert (forbidden.recv(1), kept.recv(1)) == (b"\x16", b"\x16")
+
+        lab.write_config(CLIENTS | {"work": {"profiles": ["github"]}})
+        reload(lab)
+
+        read_all(forbidden)  # which would time out if it lived
+        kept.sendall(b"still here")
+        assert read_until(kept, b"still here").endswith(b"still here")
+        kept.close()
+        assert fresh_log.closed(name="server.home.example")["closed_by"] == "client"
+
+    row = fresh_log.closed(name="raw.lab.example")
+    assert (row["verdict"], row["closed_by"]) == ("allow", "policy")
+
+
+def test_an_open_http_connection_that_it_forbids_is_closed(fresh_lab, fresh_log):
+    with connect(fresh_lab, "work", "198.51.100.10", 80) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: github.com\r\n\r\n")
+        read_until(sock, b"SNI none)\n")
+
+        fresh_lab.write_config(CLIENTS | {"work": {"profiles": ["pypi"]}})
+        reload_by_command(fresh_lab)
+
+        assert read_all(sock) == b""
+    assert fresh_log.closed(name="github.com")["closed_by"] == "policy"
+
+
+def test_an_open_connection_through_a_network_ends_with_the_grant(fresh_lab):
+    with Server(fresh_lab, OPEN4, 4321, echo), connect(fresh_lab, "work", OPEN4, 4321) as sock:
+        sock.sendall(b"granted\n")
+        assert read_until(sock, b"\n") == b"granted\n"
+
+        fresh_lab.write_profile("nets", "networks: [192.0.2.0/24]\n")
+        reload_by_command(fresh_lab)
+
+        sock.sendall(b"still granted?\n")
+        with pytest.raises(ConnectionResetError):
+            sock.recv(100)
+
+
+def test_a_client_that_is_taken_out_loses_its_connections(fresh_lab, fresh_log):
+    with Server(fresh_lab, RAW4, 443, echo), connect(fresh_lab, "work", RAW4, 443) as sock:
+        sock.sendall(hello("raw.lab.example"))
+        assert sock.recv(1) == b"\x16"
+
+        fresh_lab.write_config({name: part for name, part in CLIENTS.items() if name != "work"})
+        reload_by_command(fresh_lab)
+
+        read_all(sock)
+    assert fresh_log.closed(name="raw.lab.example")["closed_by"] == "policy"
+    assert fresh_lab.curl("work", "--max-time", "2", "https://github.com/").returncode != 0
+    fresh_log.expect(verdict="deny", reason="unknown-client", address="10.137.0.11")
+
+
+@pytest.mark.parametrize(
+    ("profile", "line", "words"),
+    [
+        pytest.param("domains:\n  - github.com\n  - '*'\n", 3, '"*"', id="a pattern for everything"),
+        pytest.param("domains:\n  - .lab.example\nnetwork: [192.0.2.0/24]\n", 3, '"network"', id="a key misspelt"),
+        pytest.param("domains: [.lab.example\n", 2, "", id="no YAML"),
+        pytest.param("include: [no-such-profile]\n", 1, '"no-such-profile"', id="an include that does not exist"),
+    ],
+)
+def test_a_broken_profile_changes_nothing_and_is_told_with_its_line(fresh_lab, profile, line, words):
+    lab = fresh_lab
+    with Server(lab, RAW4, 443, echo), connect(lab, "work", RAW4, 443) as sock:
+        sock.sendall(hello("raw.lab.example"))
+        assert sock.recv(1) == b"\x16"
+        lab.write_profile("lab", profile)
+
+        done = lab.ask("reload")
+
+        assert done.returncode == 1
+        assert f"{lab.folder}/profiles/lab.yaml:{line}: error: " in done.stdout
+        assert words in done.stdout
+        assert "the last good policy stays in force" in done.stdout
+        sock.sendall(b"still here")
+        assert read_until(sock, b"still here").endswith(b"still here")
+        assert lab.curl("work", "https://github.com/").returncode == 0
+        status = json.loads(lab.ask("status", "--json").stdout)
+        assert f"lab.yaml:{line}" in status["reload_failed"][0]
+        assert "the latest reload was NOT taken" in lab.ask("status").stdout
+
+
+def test_observe_mode_goes_on_and_off_by_reload(fresh_lab, fresh_log):
+    fresh_lab.write_config(CLIENTS | {"study": {"profiles": [], "mode": "observe"}})
+    reload_by_command(fresh_lab)
+    assert fresh_lab.curl("study", "https://github.com/").returncode == 0
+    fresh_log.expect(client="study", name="github.com", verdict="observe", reason="no-match")
+
+    fresh_lab.write_config(CLIENTS)
+    reload_by_command(fresh_lab)
+    assert fresh_lab.curl("study", "--max-time", "2", "https://github.com/").returncode == 35
