@@ -209,6 +209,15 @@ def test_oversized(cut, raw):
     assert refused(fed(Session(80), cut(raw))) == told
 
 
+@pytest.mark.parametrize(("fields", "good"), [(255, True), (256, False)], ids=["256 with Host", "one too many"])
+def test_a_head_has_at_most_256_fields(fields, good):
+    commands = fed(Session(80), [request(HOST, *[b"X: y"] * fields)])
+    if good:
+        assert commands == [Decide(Hostname("good.example"))]
+    else:
+        assert refused(commands) == Malformed("more than 256 header fields", Reason.OVERSIZED)
+
+
 def test_a_head_of_exactly_64_kib_is_read():
     padding = 65536 - len(request(HOST, b"X: "))
     assert fed(Session(80), [request(HOST, b"X: " + b"x" * padding)]) == [Decide(Hostname("good.example"))]

@@ -88,6 +88,17 @@ RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e07
         pytest.param(record(handshake(b"\x03\x03" + RETRY_RANDOM, 2)), ServerFirst.RETRY, id="the whole random"),
         pytest.param(record(handshake(b"\x03\x03" + bytes(32), 2)), ServerFirst.OTHER, id="an ordinary ServerHello"),
         pytest.param(
+            b"".join(record(bytes([octet])) for octet in handshake(b"\x03\x03" + RETRY_RANDOM, 2)),
+            ServerFirst.RETRY,
+            id="a HelloRetryRequest in records of one byte",
+        ),
+        pytest.param(
+            record(handshake(b"\x03\x03" + RETRY_RANDOM, 2)[:20]) + b"\x17\x03\x03\0\1x",
+            ServerFirst.OTHER,
+            id="half of one, and another record",
+        ),
+        pytest.param(record(b"") * 4000, ServerFirst.OTHER, id="empty records without end"),
+        pytest.param(
             record(handshake(b"\x03\x03" + RETRY_RANDOM[:31] + b"\0", 2)), ServerFirst.OTHER, id="all but its last byte"
         ),
         pytest.param(record(handshake(b"\x03\x03" + RETRY_RANDOM, 1)), ServerFirst.OTHER, id="another message"),

@@ -1,5 +1,6 @@
 """Files that the user wrote: read whole or refused with the reason; profiles of a folder; resolv.conf."""
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -92,3 +93,14 @@ def test_the_resolvers_of_the_system(
 def test_without_resolv_conf_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "RESOLV_CONF", tmp_path / "resolv.conf")
     assert files.system_resolvers() == ()
+
+
+def test_a_pipe_is_no_file_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(files.FileError, match=r"^this is not a file$"):
+        files.read(tmp_path / "a.yaml")
+
+
+def test_a_device_without_end_is_no_file() -> None:
+    with pytest.raises(files.FileError, match=r"^this is not a file$"):
+        files.read(Path("/dev/zero"))

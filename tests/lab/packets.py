@@ -48,11 +48,12 @@ def udp_packet(source: str, destination: str, port: int, data: bytes = b"lab") -
     return header + addresses + datagram
 
 
-def put_on_the_wire(lab: Lab, client: str, packet: bytes) -> None:
-    """Sends an IPv4 packet out of a client's interface as it is, past the client's own routing."""
+def put_on_the_wire(lab: Lab, client: str, *packets: bytes) -> None:
+    """Sends IPv4 packets out of a client's interface as they are, past the client's own routing."""
     qube = lab.network.clients[client]
     show = ["ip", "netns", "exec", lab.network.netvm, "cat", f"/sys/class/net/{qube.vif}/address"]
     told = subprocess.run(show, capture_output=True, text=True, check=True)
     to = bytes.fromhex(told.stdout.strip().replace(":", ""))
     with socket_in(lab.network.namespace(client), socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as sock:
-        sock.sendto(packet, ("eth0", 0x0800, 0, 0, to))
+        for packet in packets:
+            sock.sendto(packet, ("eth0", 0x0800, 0, 0, to))

@@ -49,7 +49,13 @@ def test_every_command_explains_itself(lab, command):
         pytest.param(["explain", "work", "github.com:99999"], 2, "this is no URL, host or address", id="no port"),
         pytest.param(["explain", "work", ""], 2, "the name is empty", id="an empty target"),
         pytest.param(["log", "--since", "yesteryear"], 2, "is no time", id="no time"),
-        pytest.param(["log", "-n", "many"], 2, "a whole number is wanted", id="no number"),
+        pytest.param(["log", "-n", "many"], 2, "a whole number of at most 9 digits is wanted", id="no number"),
+        pytest.param(["log", "-n", "9" * 30], 2, "a whole number of at most 9 digits is wanted", id="a huge number"),
+        pytest.param(["log", "--name", "\x1b[2J"], 2, "characters that no name has", id="an escape sequence"),
+        pytest.param(["log", "--client", "\udcff"], 2, "characters that no name has", id="not UTF-8"),
+        pytest.param(
+            ["explain", "work", "fe80::1%\x1b["], 2, "characters that no name has", id="an escape in a target"
+        ),
         pytest.param(["log", "--verdict", "perhaps"], 2, "invalid choice: 'perhaps'", id="no verdict"),
         pytest.param(["profiles", "no-such"], 2, "there is no profile 'no-such'", id="an unknown profile"),
         pytest.param(["profiles", "../github"], 2, "there is no profile '../github'", id="a path as a profile"),
