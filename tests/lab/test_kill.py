@@ -10,6 +10,7 @@ from lab.hellos import hello
 from lab.sockets import PATIENCE, Server, connect, echo, eventually, read_until
 from lab.world import OPEN4, OPEN6
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
+from proxyfw.proxy import DESCRIPTORS_EACH
 
 BOTH_ENDS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 
@@ -146,7 +147,8 @@ def test_out_of_room_new_connections_are_refused_and_open_ones_live(fresh_lab, f
     lab = fresh_lab
     lab.end_service()
     room = 10
-    lab.start_service("prlimit", f"--nofile={256 + 3 * room}:{256 + 3 * room}")  # three descriptors each
+    enough = 256 + DESCRIPTORS_EACH * room
+    lab.start_service("prlimit", f"--nofile={enough}:{enough}")
 
     with Server(lab, "198.51.100.50", 443, echo), ExitStack() as stack:
 
