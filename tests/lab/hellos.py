@@ -4,7 +4,9 @@ import os
 
 SERVER_NAME, GROUPS, ALGORITHMS, VERSIONS, KEY_SHARE = 0, 10, 13, 43, 51
 X25519, P384, X25519MLKEM768 = 0x001D, 0x0018, 0x11EC
-POST_QUANTUM_SHARE = 1216  # bytes of an X25519MLKEM768 key share; a hello with it has some 1,700 in a browser
+# A valid X25519MLKEM768 key share of 1,216 bytes, as a server that knows it looks at the numbers in it (FIPS 203, section
+# 7.2); a hello with one has some 1,700 bytes in a browser.
+_MLKEM_NUMBERS, _MLKEM_SEED = bytes(1152), bytes(range(32))
 
 ACCESS_DENIED = bytes.fromhex("15030300020231")
 DECODE_ERROR = bytes.fromhex("15030300020232")
@@ -31,7 +33,7 @@ def message(*names: str, post_quantum: bool = False, more: bytes = b"") -> bytes
     share = X25519.to_bytes(2) + _vector(2, os.urandom(32))
     groups = X25519.to_bytes(2) + P384.to_bytes(2)
     if post_quantum:
-        share = X25519MLKEM768.to_bytes(2) + _vector(2, os.urandom(POST_QUANTUM_SHARE)) + share
+        share = X25519MLKEM768.to_bytes(2) + _vector(2, _MLKEM_NUMBERS + _MLKEM_SEED + os.urandom(32)) + share
         groups = X25519MLKEM768.to_bytes(2) + groups
     extensions = [
         server_names(*names) if names else b"",
