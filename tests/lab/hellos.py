@@ -4,8 +4,8 @@ import os
 
 SERVER_NAME, GROUPS, ALGORITHMS, VERSIONS, KEY_SHARE = 0, 10, 13, 43, 51
 X25519, P384, X25519MLKEM768 = 0x001D, 0x0018, 0x11EC
-# A valid X25519MLKEM768 key share of 1,216 bytes, as a server that knows it looks at the numbers in it (FIPS 203, section
-# 7.2); a hello with one has some 1,700 bytes in a browser.
+# A valid X25519MLKEM768 key share of 1,216 bytes: a server that knows it looks at the numbers in it (FIPS 203, section
+# 7.2). A hello with one has some 1,700 bytes in a browser.
 _MLKEM_NUMBERS, _MLKEM_SEED = bytes(1152), bytes(range(32))
 
 ACCESS_DENIED = bytes.fromhex("15030300020231")
