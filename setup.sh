@@ -32,10 +32,10 @@ as_root() {
 packages() {
 	if command -v apt-get >/dev/null; then
 		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-client openssh-server ncat util-linux
+		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux
 	else
 		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-clients openssh-server nmap-ncat util-linux
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux
 	fi
 }
 

@@ -59,8 +59,13 @@ class Poller:
         self.now = self.loop.time()
         for fd, events in self._epoll.poll(0, _BATCH):
             callback = callbacks.get(fd)
-            if callback is not None:
+            if callback is None:
+                continue
+            try:
                 callback(events)
+            except Exception as error:  # noqa: BLE001 - a fault in one connection must not lose the others' events
+                self.forget(fd)
+                self.loop.call_exception_handler({"message": "a connection's callback failed", "exception": error})
 
 
 class Stream:
