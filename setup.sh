@@ -125,7 +125,8 @@ install)
 uninstall)
 	rm -rf "$venv"
 	say "$venv is gone. Rules that a running proxyfw left stay in force; to take them away:"
-	say "nft delete table inet proxyfw; ip rule del priority 7300; ip -6 rule del priority 7300"
+	say "  nft delete table inet proxyfw; for f in -4 -6; do ip \$f rule del priority 7300; ip \$f route flush table 7300; done"
+	say "The log stays in its state_dir (/var/lib/proxyfw)."
 	;;
 -h | --help | help) usage 0 ;;
 *) usage 2 ;;

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proxyfw import __version__
-from proxyfw.core.config import Config, parse_config
+from proxyfw.core.config import Config, parse_state_dir
 from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
 from proxyfw.core.verdict import Allow, Deny, in_a_word
@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     log.add_argument("--verdict", choices=["allow", "deny", "observe"], help="of this verdict only")
     log.add_argument("--name", metavar="HOST", type=_text, help="of this host name; * stands for any characters")
     log.add_argument("--since", metavar="WHEN", type=_text, help="10m, 2h, 3d, today, or 2026-01-31 12:00")
-    log.add_argument("-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200; 0: all)")
+    log.add_argument(
+        "-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200, or all with --since; 0: all)"
+    )
     log.add_argument("-f", "--follow", action="store_true", help="go on showing what is decided")
     profiles.add_argument("name", metavar="NAME", type=_text, nargs="?", help="a profile")
     demo.add_argument("--keep", action="store_true", help="leave it running, and say how to enter a client")
@@ -256,18 +258,17 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0 if words != "deny" else 1
 
 
-def _config_or_defaults(arguments: argparse.Namespace) -> Config:
-    """The settings, even where the configuration has errors: a broken file must not hide the log."""
+def _state_dir(arguments: argparse.Namespace) -> Path:
+    """The state folder, even where the configuration has errors: they must not hide the service and its log."""
     path = _path(arguments)
     try:
-        config, _ = parse_config(str(path), files.read(path))
+        return Path(parse_state_dir(str(path), files.read(path)))
     except files.FileError:
-        config = None
-    return config or Config({})
+        return Path(Config({}).state_dir)
 
 
 def _log(arguments: argparse.Namespace) -> int:
-    reader = LogReader(Path(_config_or_defaults(arguments).state_dir) / LOG_FILE)
+    reader = LogReader(_state_dir(arguments) / LOG_FILE)
     try:
         since = parse_since(arguments.since, time.time()) if arguments.since else None
     except ValueError as error:
@@ -277,12 +278,13 @@ def _log(arguments: argparse.Namespace) -> int:
         limit = arguments.limit or None
     name = arguments.name.lower().rstrip(".") if arguments.name else None
     chosen = {"client": arguments.client, "verdict": arguments.verdict, "name": name}
-    last = reader.size().last_id  # and where there is no log, that is said before anything is shown
+    last = reader.last_id()  # and where there is no log, that is said before anything is shown
     table = None if arguments.json else _table()
     if table is not None:
         print(table.header())
     for row in reader.rows(**chosen, since=since, limit=limit):
         _show(row, table)
+        last = max(last, row.id)
     if arguments.follow:
         for row in _follow(reader, chosen, last):
             _show(row, table)
@@ -309,7 +311,7 @@ def _show(row: Row, table: Table | None) -> None:
 
 
 def _ask(arguments: argparse.Namespace, command: str) -> dict[str, object] | None:
-    path = Path(_config_or_defaults(arguments).state_dir) / CONTROL_SOCKET
+    path = _state_dir(arguments) / CONTROL_SOCKET
     try:
         return ask(path, command)
     except ControlError as error:

@@ -16,7 +16,7 @@ _IN_WORDS = {
     Reason.NETWORK: "a profile grants this address; the kernel forwards it",
     Reason.UPSTREAM_DNS: "DNS to the configured resolver",
     Reason.NO_MATCH: "no profile of this client grants this name",
-    Reason.NO_NAME: "an address without a name, and no profile of this client grants the address",
+    Reason.NO_NAME: "no name can be read from it, and no profile of this client grants the address",
     Reason.INTERNAL_ADDRESS: "the netvm, other clients and internal ranges are never reached",
 }
 
@@ -35,6 +35,8 @@ def client_report(client: ClientPolicy, target: Target, words: str, verdict: Ver
         lines.append(
             f'  to allow it: add "{target.host}{port}" to domains: of a profile of this client, then proxyfw reload'
         )
+        if port:
+            lines.append("  (for TLS and plain HTTP; other protocols are allowed by address, under networks:)")
     return lines
 
 

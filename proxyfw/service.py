@@ -15,6 +15,7 @@ from typing import Any
 
 from proxyfw import __version__
 from proxyfw.connection import Shared
+from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
 from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, render
 from proxyfw.core.verdict import Reason
@@ -46,6 +47,7 @@ class _State:
     """What `status` tells beside the live counts."""
 
     loaded: Loaded
+    started: Config
     since: float
     reloaded: float = 0.0
     failed: list[str] = field(default_factory=list)  # why the latest reload was not taken
@@ -72,24 +74,26 @@ class Service:
             raise StartError("\n".join(map(str, loaded.problems)))
         for problem in loaded.problems:
             say(str(problem))
-        self._state = _State(loaded, time.time())
+        self._state = _State(loaded, loaded.config, time.time())
         loop = asyncio.get_running_loop()
         try:
             listeners = [listen(family, PROXY_PORT) for family in (socket.AF_INET, socket.AF_INET6) if _has(family)]
         except OSError as error:
             raise StartError(f"port {PROXY_PORT} on loopback: {error.strerror}; is proxyfw running already?") from None
         self._start_log(loaded)
-        try:
-            routes.ensure(MARK, MASK)
-            self._nflog.start()
-            self._apply(loaded, loaded.policy)
-        except (routes.RoutesError, NflogError, NftError, OSError) as error:
-            raise StartError(f"the packet layer could not be set up: {error}") from None
         control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
         try:
             await control.start()
         except OSError as error:
             raise StartError(f"{loaded.config.state_dir}: {CONTROL_SOCKET}: {error.strerror or error}") from None
+        # From here on nothing is awaited until everything stands, so no command can come too early.
+        try:
+            routes.ensure(MARK, MASK)
+            self._nflog.start()
+            self._apply(loaded, loaded.policy)
+        except (routes.RoutesError, NflogError, NftError, OSError) as error:
+            control.stop()
+            raise StartError(f"the packet layer could not be set up: {error}") from None
         self._poller.start(loop)
         resolver = Resolver(loaded.policy.upstream, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log)
@@ -152,12 +156,12 @@ class Service:
                 self._apply(loaded, loaded.policy)
             except (NftError, files.FileError) as error:
                 return self._reload_failed([*told, f"the packet layer could not be set up: {error}"])
-            before, self._state.loaded = self._state.loaded, loaded
+            self._state.loaded = loaded
             if loaded.policy.upstream != self._shared.policy.upstream:
                 self._shared.resolver = Resolver(loaded.policy.upstream, self._poller.loop.time)
             closed = self._proxy.rejudge(loaded.policy)
             self._state.reloaded, self._state.failed = time.time(), []
-            told += _needs_restart(before, loaded)
+            told += _needs_restart(self._state.started, loaded.config)
             for line in (*told, f"reloaded: {len(loaded.policy.clients)} clients, {closed} connections closed"):
                 say(line)
             return {"ok": True, "problems": told, "closed": closed, "clients": len(loaded.policy.clients)}
@@ -237,13 +241,16 @@ def _row(refused: Refused, policy: Policy) -> Row:
     )
 
 
-def _needs_restart(before: Loaded, after: Loaded) -> list[str]:
-    assert before.config is not None
-    assert after.config is not None
+def _needs_restart(started: Config, now: Config) -> list[str]:
+    """What the files say now and the service was not started with."""
     return [
-        f"{key} has changed: it takes effect at the next start"
-        for key in ("state_dir", "log_keep", "log_max_size")
-        if getattr(before.config, key) != getattr(after.config, key)
+        f"{key} is another than at the start: it takes effect at the next one"
+        for key, attribute in (
+            ("state_dir", "state_dir"),
+            ("log: keep", "log_keep"),
+            ("log: max_size", "log_max_size"),
+        )
+        if getattr(started, attribute) != getattr(now, attribute)
     ]
 
 

@@ -182,7 +182,7 @@ def test_a_folder_of_profiles(folder: Path, name: str, why: str) -> None:
 
 def test_a_folder_in_place_of_a_profile(folder: Path) -> None:
     (folder / "profiles" / "other.yaml").mkdir()
-    assert problems(folder) == ["profiles/other.yaml: error: Is a directory"]
+    assert problems(folder) == ["profiles/other.yaml: error: this is not a file"]
 
 
 def test_the_resolvers_of_the_system_are_used_where_the_configuration_names_none(

@@ -86,8 +86,9 @@ def policy() -> Policy:
             [
                 "deny: work -> github.com port 8443/tcp",
                 "  reason:  no-match (no profile of this client grants this name)",
-                "  detail:  granted on 80/tcp, 443/tcp, 443/udp",
+                "  detail:  granted on 80/tcp, 443/tcp",
                 '  to allow it: add "github.com:8443" to domains: of a profile of this client, then proxyfw reload',
+                "  (for TLS and plain HTTP; other protocols are allowed by address, under networks:)",
             ],
             id="another port of a granted name",
         ),
@@ -96,7 +97,7 @@ def policy() -> Policy:
             "deny",
             [
                 "deny: work -> 198.51.100.1 port 22/tcp",
-                "  reason:  no-name (an address without a name, and no profile of this client grants the address)",
+                "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
             ],
             id="an address that is not granted",
         ),

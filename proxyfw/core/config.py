@@ -85,6 +85,13 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     return config, document.problems
 
 
+def parse_state_dir(file: str, text: str) -> str:
+    """The state folder, whatever else is wrong with the text; the default where it cannot be told."""
+    document = Document(file, text)
+    fields = document.fields(document.root, _KEYS, _LATER)
+    return _state_dir(document, fields.get("state_dir"), Config({}).state_dir)
+
+
 def check_profiles(config: Config, library_names: Collection[str]) -> list[Problem]:
     """The profiles that clients name and that do not exist, each an error at its line."""
     return [

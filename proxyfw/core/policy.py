@@ -16,6 +16,7 @@ from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 
 DNS_PORT = 53
+QUIC_PORT = 443
 _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 
 
@@ -85,21 +86,13 @@ class Policy:
     ) -> None:
         self.clients: Mapping[str, ClientPolicy] = {client.name: client for client in clients}
         self.upstream = upstream
-        self._resolvers = frozenset(a for a, port in upstream if port == DNS_PORT and not a.is_loopback)
+        self.resolvers = frozenset(a for a, port in upstream if port == DNS_PORT and not a.is_loopback)
+        """The resolvers that clients may ask directly (on port 53), until there is a relay."""
         self._by_address = {str(a): client.name for client in self.clients.values() for a in client.addresses}
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._verdict)
         self._kind = lru_cache(maxsize=_REMEMBERED)(self._kind_here)
-        self._never = frozenset(a for client in self.clients.values() for a in client.addresses)
-
-    @property
-    def resolvers(self) -> frozenset[IPAddress]:
-        """The resolvers that clients may ask directly (on port 53), until there is a relay."""
-        return self._resolvers
-
-    @property
-    def never(self) -> frozenset[IPAddress]:
+        self.never = frozenset(a for client in self.clients.values() for a in client.addresses)
         """The clients' own addresses: rule 1, with the internal ranges."""
-        return self._never
 
     def client_at(self, address: str) -> str | None:
         """The client with this source address. On Qubes a source address cannot be spoofed between clients."""
@@ -114,7 +107,9 @@ class Policy:
         if client is None:
             return Deny(Reason.UNKNOWN_CLIENT)
         verdict = self._decide(client, flow)
-        return self.observed(flow.client, verdict) if isinstance(verdict, Deny) else verdict
+        if isinstance(verdict, Allow) or is_quic(flow.protocol.transport, flow.port):
+            return verdict
+        return self.observed(flow.client, verdict)
 
     def observed(self, client: str, deny: Deny) -> Deny:
         """The refusal as this client's mode has it. Rule 1 is the netvm's own safety: observe mode does not lift it."""
@@ -129,7 +124,7 @@ class Policy:
     def _decide(self, client: ClientPolicy, flow: Flow) -> Verdict:
         transport, destination = flow.protocol.transport, flow.destination
         if destination is not None:
-            if destination in self._resolvers and flow.port == DNS_PORT and transport in ("tcp", "udp"):
+            if destination in self.resolvers and flow.port == DNS_PORT and transport in ("tcp", "udp"):
                 return Allow(Reason.UPSTREAM_DNS)
             if self._kind(destination) is AddressKind.INTERNAL:
                 return Deny(Reason.INTERNAL_ADDRESS)
@@ -138,7 +133,7 @@ class Policy:
                 return Allow(Reason.NETWORK, _rule(grant), str(grant.where))
         if flow.broken is not None:
             return Deny(flow.broken.reason, detail=flow.broken.detail)
-        if flow.name is None:
+        if flow.name is None or transport != "tcp":  # no name is read from anything but TCP in this version
             return Deny(Reason.NO_NAME)
         pattern = client.patterns.find(flow.name, transport, flow.port)
         if pattern is not None:
@@ -152,7 +147,12 @@ class Policy:
 
     def _kind_here(self, address: IPAddress) -> AddressKind:
         """Rule 1: what is INTERNAL, nothing reaches, neither by a name nor by a network."""
-        return AddressKind.INTERNAL if address in self._never else kind_of(address)
+        return AddressKind.INTERNAL if address in self.never else kind_of(address)
+
+
+def is_quic(transport: str, port: int) -> bool:
+    """Refused in observe mode too: a browser then uses TCP, where the names that it wants can be seen."""
+    return transport == "udp" and port == QUIC_PORT
 
 
 def _rule(grant: Pattern | NetworkGrant) -> str:
@@ -160,7 +160,7 @@ def _rule(grant: Pattern | NetworkGrant) -> str:
 
 
 def _other_ports(client: ClientPolicy, name: Hostname) -> str:
-    ports = client.patterns.ports_of(name)
+    ports = [port for port in client.patterns.ports_of(name) if port.transport == "tcp"]
     return f"granted on {', '.join(f'{p.number}/{p.transport}' for p in ports)}" if ports else ""
 
 

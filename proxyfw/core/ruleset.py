@@ -8,7 +8,7 @@ from ipaddress import collapse_addresses, ip_network
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, IPNetwork
 from proxyfw.core.pattern import Port
-from proxyfw.core.policy import DNS_PORT, ClientPolicy, Policy
+from proxyfw.core.policy import DNS_PORT, QUIC_PORT, ClientPolicy, Policy
 
 PROXY_PORT = 3129
 """Where the proxy listens, on loopback. Fixed: the rules outlive the service, and a restarted one takes over."""
@@ -58,7 +58,10 @@ def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
         for version, members in _families(networks):
             lines.append(f"{_ip(version)} daddr {{ {members} }}{match} goto forward-it")
     lines.append("meta l4proto tcp goto to-proxy")
-    lines.append("goto observe-no-name" if client.observe else "goto refuse-no-name")
+    if client.observe:
+        lines += [f"udp dport {QUIC_PORT} goto refuse-no-name", "goto observe-no-name"]
+    else:
+        lines.append("goto refuse-no-name")
     body = "\n".join(f"\t\t{line}" for line in lines)
     return f"\t# {client.name}\n\tchain {name} {{\n{body}\n\t}}"
 

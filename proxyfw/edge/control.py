@@ -45,12 +45,14 @@ class Control:
                 self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, ValueError, TimeoutError):
-            line = await asyncio.wait_for(reader.readline(), 5)
-            reply = await self._answer(line.decode("utf-8", "replace").strip())
-            writer.write(json.dumps(reply).encode() + b"\n")
-            await writer.drain()
-        writer.close()
+        try:
+            with suppress(OSError, ValueError, TimeoutError):
+                line = await asyncio.wait_for(reader.readline(), 5)
+                reply = await self._answer(line.decode("utf-8", "replace").strip())
+                writer.write(json.dumps(reply).encode() + b"\n")
+                await writer.drain()
+        finally:
+            writer.close()
 
 
 def ask(path: Path, command: str) -> Answer:

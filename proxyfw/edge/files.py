@@ -31,10 +31,14 @@ def read(path: Path) -> str:
     """The text of a file. Raises FileError."""
     try:
         # A pipe or a device would keep us waiting, or never end.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise FileError("this is not a file" if not path.is_dir() else "Is a directory")
-            data = file.read(MAX_FILE + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FileError("this is not a file")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_FILE + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise FileError(error.strerror or str(error)) from None
     if len(data) > MAX_FILE:

@@ -141,6 +141,7 @@ class Stream:
         """Connects to an address, not a name. Raises OSError."""
         self.peer = host
         self.readable = False
+        self._seen = 0  # a socket that is not connected yet counts as hung up
         try:
             self.sock.connect((host, port))
             return

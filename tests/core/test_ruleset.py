@@ -78,8 +78,9 @@ def test_a_chain_follows_the_order_of_decision() -> None:
 
 
 def test_an_observed_client_is_let_through_where_others_are_refused() -> None:
-    assert chain(ruleset.render(policy(STUDY), "", 2), "client-0")[-2:] == [
+    assert chain(ruleset.render(policy(STUDY), "", 2), "client-0")[-3:] == [
         "meta l4proto tcp goto to-proxy",
+        "udp dport 443 goto refuse-no-name",
         "goto observe-no-name",
     ]
 

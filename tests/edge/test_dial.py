@@ -65,6 +65,17 @@ def arm(seconds: float, stream: Stream) -> None:
     asyncio.get_running_loop().call_later(seconds, stream.interrupt, TimeoutError(errno.ETIMEDOUT, "late"))
 
 
+def test_a_socket_that_is_not_connected_yet_is_not_taken_for_hung_up() -> None:
+    async def connects() -> None:
+        with Net(A) as net, polling() as poller:
+            stream = Stream(socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), poller)
+            poller._ready()  # the kernel says HUP of it, as nobody is at the other end
+            await stream.connect(A, net.port)
+            stream.close()
+
+    run(connects())
+
+
 async def reach(net: Net, poller: Poller, *hosts: str) -> str:
     """The address that was reached, by the connection that was made and that really carries bytes."""
     stream = await dial(tuple(map(ip_address, hosts)), net.port, poller, arm)

@@ -40,7 +40,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(files.FileError, match=r"^Is a directory$"):
+    with pytest.raises(files.FileError, match=r"^this is not a file$"):
         files.read(tmp_path)
 
 

@@ -136,3 +136,31 @@ def test_observe_mode_goes_on_and_off_by_reload(fresh_lab, fresh_log):
     fresh_lab.write_config(CLIENTS)
     reload_by_command(fresh_lab)
     assert fresh_lab.curl("study", "--max-time", "2", "https://github.com/").returncode == 35
+
+
+def test_what_observe_mode_let_through_under_a_false_name_is_closed_when_the_name_is_granted(fresh_lab, fresh_log):
+    """It was dialled where the client aimed, which may be anybody's address."""
+    lab = fresh_lab
+    with Server(lab, RAW4, 443, echo), connect(lab, "watched", RAW4, 443) as sock:
+        sock.sendall(hello("github.com"))
+        assert sock.recv(1) == b"\x16"
+        fresh_log.expect(client="watched", verdict="observe", name="github.com")
+        lab.write_config(CLIENTS | {"watched": {"profiles": ["github"]}})
+        reload_by_command(lab)
+        assert fresh_log.closed(name="github.com")["closed_by"] == "policy"
+
+
+def test_a_broken_configuration_hides_neither_the_service_nor_its_log(fresh_lab):
+    lab = fresh_lab
+    lab.write_config(CLIENTS, nonsense=True)
+    done = lab.ask("reload")
+    assert (done.returncode, "nonsense" in done.stdout) == (1, True)
+    assert "NOT taken" in lab.ask("status").stdout
+    assert lab.ask("log").returncode == 0
+
+
+def test_a_setting_that_needs_a_restart_is_named_as_long_as_it_differs(fresh_lab):
+    lab = fresh_lab
+    for size, told in (("1MiB", True), ("1MiB", True), ("512MiB", False)):
+        lab.write_config(CLIENTS, log={"max_size": size})
+        assert ("log: max_size" in lab.ask("reload").stdout) is told

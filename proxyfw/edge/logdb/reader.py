@@ -3,24 +3,12 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from proxyfw.edge.logdb.schema import LogError, Row, is_corrupt, number, query, version
 
 PAGE_OF_ROWS = 1000  # rows that a reader takes in one transaction
-
-
-@dataclass(frozen=True, slots=True)
-class LogSize:
-    """What the log holds: `bytes` on disk, the times of its `oldest` and `newest` row (None when it has none)."""
-
-    rows: int
-    bytes: int
-    oldest: float | None
-    newest: float | None
-    last_id: int
 
 
 class LogReader:
@@ -60,21 +48,10 @@ class LogReader:
                 return
             values[-len(order) :] = [getattr(page[-1], column) for column in order]
 
-    def size(self) -> LogSize:
-        """How much the log holds."""
+    def last_id(self) -> int:
+        """The id of the latest row; 0 where there is none."""
         with self._open() as db:
-            rows, oldest, newest, last_id = db.execute(
-                """SELECT (SELECT count(*) FROM flow), (SELECT min(time) FROM flow), (SELECT max(time) FROM flow),
-                (SELECT coalesce(max(id), 0) FROM flow)"""
-            ).fetchone()
-        files = [self.path, Path(f"{self.path}-wal")]
-        return LogSize(rows, sum(file.stat().st_size for file in files if file.exists()), oldest, newest, last_id)
-
-    def counts(self, since: float = 0.0) -> dict[str, int]:
-        """How many rows there are of each verdict."""
-        sql = "SELECT count(*) FROM flow WHERE verdict = ? AND time >= ?"
-        with self._open() as db:
-            return {verdict: number(db, sql, verdict, since) for verdict in ("allow", "deny", "observe")}
+            return number(db, "SELECT coalesce(max(id), 0) FROM flow")
 
     def _ask(self, sql: str, values: list[str | float]) -> list[Row]:
         with self._open() as db:
