@@ -1,6 +1,7 @@
 """The demonstration: real clients, real servers, the real service; what each client saw, and what the log says."""
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ ACTS = (
 
 def show(keep: bool) -> int:
     """Runs the demonstration; 0 when everything went as it must, 1 when not, 2 when it could not be made."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # takes everything away on its way out
     lab = Lab(CLIENTS, SITES)
     _say("making two clients, a netvm and an internet, each in a network namespace of its own ...")
     try:
