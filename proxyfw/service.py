@@ -111,6 +111,8 @@ class Service:
         control.stop()
         self._proxy.stop()
         await asyncio.sleep(0)  # lets the closed connections write their rows
+        self._shared.pipes.close()
+        self._poller.stop()
         self._nflog.stop()
         self._log.stop()
         say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")

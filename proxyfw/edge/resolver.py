@@ -72,10 +72,6 @@ class Resolver:
             task.add_done_callback(lambda _: self._asking.pop(name, None))
         return await asyncio.shield(task)
 
-    def forget(self) -> None:
-        """Empties the cache."""
-        self._cache.clear()
-
     async def _ask(self, name: Hostname) -> Answer:
         results = await asyncio.gather(*(self._ask_one(name, t) for t in (dns.rdatatype.AAAA, dns.rdatatype.A)))
         addresses = tuple(address for found, _ in results for address in found)

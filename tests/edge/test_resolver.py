@@ -316,14 +316,3 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(monkeypatch: pytest.Monkey
             assert [name for name in names if cached(found, name) is not None] == names[2:]
 
     run(test())
-
-
-def test_the_cache_can_be_emptied() -> None:
-    async def test() -> None:
-        async with serving(Server()) as port:
-            found = resolver(Clock(), ("127.0.0.1", port))
-            await ask(found, "four.example")
-            found.forget()
-            assert cached(found, "four.example") is None
-
-    run(test())
