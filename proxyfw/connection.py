@@ -20,8 +20,8 @@ from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
 from proxyfw.edge.dial import OwnAddressError, dial
 from proxyfw.edge.logdb import LogWriter, Row
 from proxyfw.edge.poller import Poller, Stream
-from proxyfw.edge.relay import Pipes, Relay
 from proxyfw.edge.resolver import Failure, Resolver
+from proxyfw.edge.splice import Pipes, Splice
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
@@ -63,7 +63,7 @@ class Ends(NamedTuple):
 
 
 class Connection:
-    """Runs as one task until its relay begins, and lives on without a task until that ends."""
+    """Runs as one task until its splice begins, and lives on without a task until that ends."""
 
     __slots__ = (
         "_deadline",
@@ -79,7 +79,7 @@ class Connection:
         "ends",
         "entry",
         "protocol",
-        "relay",
+        "splice",
     )
 
     def __init__(
@@ -100,13 +100,13 @@ class Connection:
         self.protocol = Protocol.TCP
         self.ends = ends
         self.entry: Entry | None = None
-        self.relay: Relay | None = None
+        self.splice: Splice | None = None
         self.closed_by = ""
         self.decided = False
         self.active_at = shared.poller.now
 
     def start(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
-        """Begins the task: `serve(self)`, until it has begun a relay or ends."""
+        """Begins the task: `serve(self)`, until it has begun a splice or ends."""
         self._task = self._shared.poller.loop.create_task(self._run(serve))
 
     @property
@@ -117,8 +117,8 @@ class Connection:
     def close(self, closed_by: str) -> None:
         """Ends the connection at once, whatever it awaits."""
         self.closed_by = closed_by
-        if self.relay is not None:
-            self.relay.close(closed_by)
+        if self.splice is not None:
+            self.splice.close(closed_by)
         elif self._task is not None:
             self._task.cancel()
 
@@ -135,7 +135,7 @@ class Connection:
         finally:
             self._task = None
             self._late = None
-            if self.relay is None:
+            if self.splice is None:
                 self.end_entry(self.closed_by or "client")
                 self.client.close()
                 self._on_done(self)
@@ -186,24 +186,26 @@ class Connection:
         except OSError as error:
             return _not_reached(verdict.rule, error)
 
-    def begin_relay(self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0) -> None:
+    def begin_splice(
+        self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0
+    ) -> None:
         """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
         assert self.entry is not None
-        self.relay = Relay(
+        self.splice = Splice(
             self.client,
             server,
             self._shared.poller,
             self._shared.pipes,
-            self._relayed,
+            self._spliced,
             to_server,
             to_client,
             sent,
             received,
         )
-        self.relay.start()
+        self.splice.start()
 
-    def _relayed(self, relay: Relay, closed_by: str) -> None:
-        self.end_entry(closed_by, relay.bytes_up, relay.bytes_down)
+    def _spliced(self, splice: Splice, closed_by: str) -> None:
+        self.end_entry(closed_by, splice.bytes_up, splice.bytes_down)
         self._on_done(self)
 
     async def refuse(self, deny: Deny) -> None:

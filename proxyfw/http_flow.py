@@ -30,7 +30,7 @@ class _Interrupted(OSError):
 
 
 class HttpFlow:
-    """Serves one client connection until it ends, or turns into a relay (WebSocket)."""
+    """Serves one client connection until it ends, or turns into a splice (WebSocket)."""
 
     def __init__(self, connection: Connection, first: bytes) -> None:
         """`first`: the bytes that were sniffed."""
@@ -52,7 +52,7 @@ class HttpFlow:
         self._up = self._down = 0  # bytes under the current verdict
 
     async def run(self) -> None:
-        """Serves until the end, or until the relay begins."""
+        """Serves until the end, or until the splice begins."""
         self._client.on_end = self._client_ended
         try:
             first, self._first = self._first, b""
@@ -61,13 +61,13 @@ class HttpFlow:
             while not self._closing and self._switch is None:
                 await self._next()
             if self._switch is not None:
-                self._begin_relay(self._switch)
-            elif self._connection.relay is None:
+                self._begin_splice(self._switch)
+            elif self._connection.splice is None:
                 await self._connection.linger()
         finally:
             self._client.on_end = None
             self._drop_server()
-            if self._connection.relay is None:
+            if self._connection.splice is None:
                 self._end_entry(self._connection.closed_by or "client")
 
     async def _next(self) -> None:
@@ -204,15 +204,15 @@ class HttpFlow:
         self._closing = True
         if server is None:
             return False
-        connection.begin_relay(server, bytes(self._unjudged), b"")
+        connection.begin_splice(server, bytes(self._unjudged), b"")
         return True
 
-    def _begin_relay(self, switch: http1.Switch) -> None:
+    def _begin_splice(self, switch: http1.Switch) -> None:
         server, self._server = self._server, None
         if server is not None:
             self._drop_task()
             connection = self._connection
-            connection.begin_relay(server, switch.to_server, switch.to_client, self._up, self._down)
+            connection.begin_splice(server, switch.to_server, switch.to_client, self._up, self._down)
 
     def _record(self, flow: Flow, verdict: Verdict, server: Stream | None = None) -> None:
         self._end_entry("client")

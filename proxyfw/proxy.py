@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 16384
 MAX_PER_CLIENT = 4096
 MAX_UNDECIDED = 512  # of one client, without a verdict yet: each may hold 64 KiB of a hello in pieces
 DESCRIPTORS_EACH = 6  # two sockets, and a pipe each way when both are stalled
-IDLE = 3600.0  # seconds without a byte either way in a relay
+IDLE = 3600.0  # seconds without a byte either way in a splice
 HTTP_IDLE = 300.0  # the same between and inside plain HTTP requests
 TOTAL = 7 * 86400.0  # seconds that one connection may last
 SWEEP = 15.0  # seconds between two looks for these
@@ -159,10 +159,10 @@ class Proxy:
         loop = self._shared.poller.loop
         now = loop.time()
         for connection in tuple(self._live):
-            relay = connection.relay
+            splice = connection.splice
             if connection.entry is not None and now - connection.entry.since > TOTAL:
                 connection.close("limit")
-            elif now - (relay.active_at if relay else connection.active_at) > (IDLE if relay else HTTP_IDLE):
+            elif now - (splice.active_at if splice else connection.active_at) > (IDLE if splice else HTTP_IDLE):
                 connection.close("idle")
         self._sweeper = loop.call_later(SWEEP, self._sweep)
 

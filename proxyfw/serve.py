@@ -1,4 +1,4 @@
-"""What happens to a connection, stage by stage: sniff, decide, resolve and dial, relay."""
+"""What happens to a connection, stage by stage: sniff, decide, resolve and dial, splice."""
 
 from proxyfw.connection import Connection
 from proxyfw.core import http1, tls
@@ -12,7 +12,7 @@ _CHUNK = 1 << 14
 
 
 async def serve(connection: Connection) -> None:
-    """Serves one connection until its relay begins, or it ends."""
+    """Serves one connection until its splice begins, or it ends."""
     connection.arm_sniff()
     first, sniffed, hello_end = await _sniff(connection)
     late = isinstance(sniffed, Malformed) and sniffed.reason is Reason.TIMEOUT
@@ -31,7 +31,7 @@ async def serve(connection: Connection) -> None:
     elif connection.protocol is Protocol.TLS and isinstance(sniffed, Named):
         await TlsFlow(connection, server, sniffed).run(first, hello_end)
     else:
-        connection.begin_relay(server, first, b"")
+        connection.begin_splice(server, first, b"")
 
 
 async def _sniff(connection: Connection) -> tuple[bytes, Sniffed, int]:

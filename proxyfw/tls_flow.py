@@ -1,4 +1,4 @@
-"""A permitted TLS connection, from the ClientHello that was judged until the relay may begin.
+"""A permitted TLS connection, from the ClientHello that was judged until the splice may begin.
 
 A server may ask for a second ClientHello (HelloRetryRequest, RFC 8446 section 4.1.4), which is in the clear again and
 could name another host. So the client's further bytes are held until the server has spoken, and a second hello is
@@ -18,7 +18,7 @@ _CHUNK = 1 << 14
 
 
 class TlsFlow:
-    """Owns the server's stream until the relay does."""
+    """Owns the server's stream until the splice does."""
 
     def __init__(self, connection: Connection, server: Stream, named: Named) -> None:
         self._connection = connection
@@ -28,7 +28,7 @@ class TlsFlow:
         self._held = b""  # from the client, not to be sent on yet
 
     async def run(self, first: bytes, hello_end: int) -> None:
-        """Sends the hello, and begins the relay when the server has answered. Raises OSError if a side breaks off."""
+        """Sends the hello, and begins the splice when the server has answered. Raises OSError if a side breaks off."""
         connection = self._connection
         self._held = first[hello_end:]
         connection.arm(SERVER_DEADLINE, self._server)
@@ -48,7 +48,7 @@ class TlsFlow:
             connection.end_entry(by, hello_end, received)
             raise
         connection.disarm()
-        connection.begin_relay(self._server, self._held, answer, hello_end, received)
+        connection.begin_splice(self._server, self._held, answer, hello_end, received)
 
     async def _answer(self) -> bytes:
         """The server's first bytes, as many as are needed to tell what they are; all there are where it ends."""

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from proxyfw.edge.poller import Poller, Stream
-from proxyfw.edge.relay import Pipes, Relay
+from proxyfw.edge.splice import Pipes, Splice
 
 MEGABYTE = 1 << 20
 SMALL = 4096  # asked of the kernel as a socket's buffer; it gives at least twice as much
@@ -64,7 +64,7 @@ def polling() -> Iterator[Poller]:
 
 
 class Peer:
-    """The client or the server, at the far end of the relay."""
+    """The client or the server, at the far end of the splice."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -89,7 +89,7 @@ class Peer:
 
 
 class Bench:
-    """A client, a relay and a server."""
+    """A client, a splice and a server."""
 
     def __init__(self, poller: Poller, small: str) -> None:
         client, near_client = tcp_pair(small="client" in small)
@@ -99,15 +99,15 @@ class Bench:
         self.streams = Stream(near_client, poller), Stream(near_server, poller)
         self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.closings: list[str] = []
-        self.relay = self.prepare()
+        self.splice = self.prepare()
 
-    def prepare(self, **options: bytes | int) -> Relay:
-        """A relay over these streams, not started."""
-        self.relay = Relay(*self.streams, self.poller, self.pipes, self._on_close, **options)  # type: ignore[arg-type]
-        return self.relay
+    def prepare(self, **options: bytes | int) -> Splice:
+        """A splice over these streams, not started."""
+        self.splice = Splice(*self.streams, self.poller, self.pipes, self._on_close, **options)  # type: ignore[arg-type]
+        return self.splice
 
-    def _on_close(self, relay: Relay, closed_by: str) -> None:
-        assert relay is self.relay
+    def _on_close(self, splice: Splice, closed_by: str) -> None:
+        assert splice is self.splice
         self.closings.append(closed_by)
         if not self.closed.done():
             self.closed.set_result(closed_by)
@@ -119,11 +119,11 @@ async def bench(small: str = "", start: bool = True) -> AsyncIterator[Bench]:
     with polling() as poller:
         found = Bench(poller, small)
         if start:
-            found.relay.start()
+            found.splice.start()
         try:
             yield found
         finally:
-            found.relay.close("test")
+            found.splice.close("test")
             found.client.sock.close()
             found.server.sock.close()
             found.pipes.close()
@@ -136,7 +136,7 @@ def test_bytes_go_both_ways_and_are_counted() -> None:
             assert await b.server.receive(8) == b"question"
             await b.server.send(b"an answer")
             assert await b.client.receive(9) == b"an answer"
-            assert (b.relay.bytes_up, b.relay.bytes_down) == (8, 9)
+            assert (b.splice.bytes_up, b.splice.bytes_down) == (8, 9)
 
     run(test())
 
@@ -151,7 +151,7 @@ def test_an_idle_relay_holds_no_pipe() -> None:
                 await b.server.send(b"answer")
                 await b.client.receive(6)
             assert len(b.pipes._idle) == 1
-            assert (b.relay._up.pipe, b.relay._down.pipe) == (None, None)
+            assert (b.splice._up.pipe, b.splice._down.pipe) == (None, None)
 
     run(test())
 
@@ -197,7 +197,7 @@ def test_the_first_bytes_go_before_all_others_and_are_counted() -> None:
             b.prepare(to_server=b"hello", to_client=b"220", sent=100, received=1000).start()
             assert await b.server.receive(11) == b"hello world"
             assert await b.client.receive(9) == b"220 ready"
-            assert (b.relay.bytes_up, b.relay.bytes_down) == (111, 1009)
+            assert (b.splice.bytes_up, b.splice.bytes_down) == (111, 1009)
 
     run(test())
 
@@ -207,7 +207,7 @@ def test_first_bytes_that_the_server_does_not_take_at_once() -> None:
         first = random.Random(1).randbytes(MEGABYTE)
         async with bench(small="client and server", start=False) as b:
             b.prepare(to_server=first).start()
-            assert 0 < b.relay.bytes_up < MEGABYTE
+            assert 0 < b.splice.bytes_up < MEGABYTE
             await b.client.send(b"after")
             b.client.end()
             assert await b.server.rest() == first + b"after"
@@ -224,8 +224,8 @@ def test_what_came_and_ended_before_the_start_is_relayed() -> None:
             b.server.end()
             turned = asyncio.Event()
             asyncio.get_running_loop().call_soon(turned.set)
-            await turned.wait()  # the poller has told the streams, and does not tell the relay again
-            b.relay.start()
+            await turned.wait()  # the poller has told the streams, and does not tell the splice again
+            b.splice.start()
             assert await b.server.rest() == b"question"
             assert await b.client.rest() == b"answer"
             await b.closed
@@ -274,8 +274,8 @@ def test_megabytes_both_ways_at_once_arrive_whole(small: str) -> None:
             assert client_got == hashlib.sha256(down).hexdigest()
             assert server_got == hashlib.sha256(up).hexdigest()
             await b.closed
-            assert (b.relay.bytes_up, b.relay.bytes_down) == (size, size)
-            assert (b.relay._up.pipe, b.relay._down.pipe) == (None, None)
+            assert (b.splice.bytes_up, b.splice.bytes_down) == (size, size)
+            assert (b.splice._up.pipe, b.splice._down.pipe) == (None, None)
 
     run(test())
 
@@ -285,17 +285,17 @@ def test_a_reader_that_pauses_holds_the_sender_back() -> None:
         data = random.Random(4).randbytes(4 * MEGABYTE)
         async with bench(small="client and server") as b:
             sending = asyncio.create_task(b.client.send(data))
-            await until(lambda: b.relay._up.held > 0)
+            await until(lambda: b.splice._up.held > 0)
             for _ in range(100):
                 await asyncio.sleep(0)
             assert not sending.done()
-            assert b.relay.bytes_up < MEGABYTE
+            assert b.splice.bytes_up < MEGABYTE
             # The other direction is not held up.
             await b.server.send(b"answer")
             assert await b.client.receive(6) == b"answer"
             assert await b.server.receive(len(data)) == data
             await sending
-            assert (b.relay._up.pipe, b.relay.bytes_up) == (None, len(data))
+            assert (b.splice._up.pipe, b.splice.bytes_up) == (None, len(data))
 
     run(test())
 
@@ -306,11 +306,11 @@ def test_a_source_that_ends_while_the_sink_is_blocked_is_delivered_whole() -> No
         async with bench(small="server") as b:
             await b.client.send(data)
             b.client.sock.close()
-            await until(lambda: b.relay._up.held > 0)
+            await until(lambda: b.splice._up.held > 0)
             assert await b.server.rest() == data
             b.server.end()
             assert await b.closed == "client"
-            assert b.relay.bytes_up == len(data)
+            assert b.splice.bytes_up == len(data)
 
     run(test())
 
@@ -346,7 +346,7 @@ def test_a_server_that_resets_during_an_upload_is_who_closed() -> None:
     async def test() -> None:
         async with bench(small="client and server") as b:
             sending = asyncio.create_task(b.client.send(bytes(4 * MEGABYTE)))
-            await until(lambda: b.relay._up.held > 0)
+            await until(lambda: b.splice._up.held > 0)
             reset(b.server.sock)
             assert await b.closed == "server"
             with pytest.raises(ConnectionError):
@@ -359,7 +359,7 @@ def test_a_client_that_resets_during_a_download_is_who_closed() -> None:
     async def test() -> None:
         async with bench(small="client and server") as b:
             sending = asyncio.create_task(b.server.send(bytes(4 * MEGABYTE)))
-            await until(lambda: b.relay._down.held > 0)
+            await until(lambda: b.splice._down.held > 0)
             reset(b.client.sock)
             assert await b.closed == "client"
             with pytest.raises(ConnectionError):
@@ -384,9 +384,9 @@ def test_close_closes_both_sides_once() -> None:
         async with bench() as b:
             await b.client.send(b"question")
             await b.server.receive(8)
-            b.relay.close("policy")
-            b.relay.close("again")
-            assert b.relay.closed
+            b.splice.close("policy")
+            b.splice.close("again")
+            assert b.splice.closed
             assert b.closings == ["policy"]
             assert await b.client.rest() == b""
             assert await b.server.rest() == b""
@@ -398,10 +398,10 @@ def test_close_lets_go_of_what_is_under_way() -> None:
     async def test() -> None:
         async with bench(small="client and server") as b:
             sending = asyncio.create_task(b.client.send(bytes(4 * MEGABYTE)))
-            await until(lambda: b.relay._up.held > 0)
-            b.relay.close("policy")
+            await until(lambda: b.splice._up.held > 0)
+            b.splice.close("policy")
             idle = list(b.pipes._idle)
-            assert b.relay._up.pipe is None
+            assert b.splice._up.pipe is None
             with pytest.raises(ConnectionError):
                 await sending
             assert b.pipes._idle == idle  # a pipe with bytes in it never goes back

@@ -1,6 +1,6 @@
 """Bytes between two sockets by splice(2) through a pipe: none is copied into Python.
 
-A pipe is taken from the pool when there is something to carry and given back when it is empty, so an idle relay holds
+A pipe is taken from the pool when there is something to carry and given back when it is empty, so an idle splice holds
 none. Back-pressure is the kernel's: what the other side does not take stays in the pipe, and nothing more is read.
 """
 
@@ -70,12 +70,12 @@ class _Half:
         self.done = False  # the source has sent FIN, and so have we
 
 
-class Relay:
+class Splice:
     """Relays between two streams until both have ended, one fails, or it is closed.
 
     `to_server` and `to_client` are sent first; `sent` and `received` bytes had gone that way before.
-    Owns both streams from `start` on. `on_close(relay, closed_by)` is called once, when they are closed; `closed_by` is
-    "client", "server", or what `close` was called with.
+    Owns both streams from `start` on. `on_close(splice, closed_by)` is called once, when they are closed; `closed_by`
+    is "client", "server", or what `close` was called with.
     """
 
     __slots__ = ("_client", "_down", "_on_close", "_pipes", "_poller", "_server", "_up", "active_at", "closed")
@@ -86,7 +86,7 @@ class Relay:
         server: Stream,
         poller: Poller,
         pipes: Pipes,
-        on_close: Callable[["Relay", str], None],
+        on_close: Callable[["Splice", str], None],
         to_server: bytes = b"",
         to_client: bytes = b"",
         sent: int = 0,
@@ -103,12 +103,12 @@ class Relay:
 
     @property
     def bytes_up(self) -> int:
-        """Bytes delivered to the server by this relay."""
+        """Bytes delivered to the server by this splice."""
         return self._up.count
 
     @property
     def bytes_down(self) -> int:
-        """Bytes delivered to the client by this relay."""
+        """Bytes delivered to the client by this splice."""
         return self._down.count
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class Relay:
         return self._down if half is self._up else self._up
 
     def _finish(self, half: _Half) -> None:
-        """The source has ended and everything is delivered: pass the FIN on; the second one ends the relay."""
+        """The source has ended and everything is delivered: pass the FIN on; the second one ends the splice."""
         if half.pipe is not None:
             self._pipes.give(half.pipe)
             half.pipe = None
