@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeGuard
 
 
 class Reason(StrEnum):
@@ -10,11 +11,15 @@ class Reason(StrEnum):
     # allowed
     DOMAIN = "domain"  # a pattern of one of the client's profiles
     NETWORK = "network"  # a network of one of the client's profiles
-    UPSTREAM_DNS = "upstream-dns"  # DNS to the configured resolver
+    PIN = "pin"  # a pattern that names the port, and the client was told this address for the name
+    RELAY = "relay"  # DNS goes to the relay, which decides by the name asked
+    DNS_ALL = "dns-all"  # the client's `dns: all`: every name resolves
     # refused by the policy
     NO_MATCH = "no-match"  # a name is known, and nothing grants it
     NO_NAME = "no-name"  # no name is known, and no rule by address allows it
     INTERNAL_ADDRESS = "internal-address"  # the netvm, other clients, loopback, link-local, multicast, Qubes ranges
+    CANARY = "canary"  # a name by which clients ask whether they may use another resolver than this one
+    UNSUPPORTED = "unsupported"  # well-formed, and nothing that the relay does: ANY, zone transfers, other classes
     UNKNOWN_CLIENT = "unknown-client"  # the source address belongs to no configured client
     # refused for what the client sent
     MALFORMED = "malformed"  # not what the protocol allows
@@ -28,7 +33,7 @@ class Reason(StrEnum):
     DNS_FAILURE = "dns-failure"  # no configured resolver gave an answer
     UNREACHABLE = "unreachable"  # no address of the name accepted the connection
     # refused for proxyfw's own sake
-    LIMIT = "limit"  # too many connections of this client, or in all
+    LIMIT = "limit"  # too many connections or DNS queries of this client, or in all
     PROXY_DOWN = "proxy-down"  # nobody accepts connections for the packet layer
     ERROR = "error"  # a fault of proxyfw itself: the connection was closed
 
@@ -60,6 +65,11 @@ class Deny:
 
 
 Verdict = Allow | Deny
+
+
+def is_refused(verdict: Verdict) -> TypeGuard[Deny]:
+    """Whether the flow ends here: denied, and not let through by observe mode."""
+    return isinstance(verdict, Deny) and not verdict.observed
 
 
 def in_a_word(verdict: Verdict) -> str:

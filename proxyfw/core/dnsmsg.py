@@ -1,0 +1,221 @@
+"""DNS messages between a client and the relay: a query's bytes in, a reply's bytes out (RFC 1035, 6891, 8914).
+
+dnspython reads and writes them. A query is judged by its one question alone: nothing else that a client puts into it
+(options, further records, the case of the name) goes any further, and so nothing can hide in there.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import dns.edns
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
+from dns.edns import EDECode
+from dns.rcode import Rcode
+
+from proxyfw.core.dnsanswer import Answer
+from proxyfw.core.hostname import Hostname, HostnameError, normalise
+from proxyfw.core.sniffed import Malformed, NotMine
+from proxyfw.core.verdict import Reason
+
+MAX_QUERY = 1024
+"""Bytes of a query: a name, and what EDNS adds. More is not a question that a stub resolver asks."""
+
+MAX_UDP = 1232
+"""Bytes of a reply over UDP, at most: what passes everywhere unfragmented (the DNS flag day of 2020)."""
+
+_PLAIN_UDP = 512  # RFC 1035 section 2.3.4, for a client without EDNS
+HEADER = 12  # bytes, RFC 1035 section 4.1.1
+FAULT = Malformed("a fault of the relay", Reason.ERROR)
+_QR = 0x80  # in the third byte
+_REMEMBERED = 1024  # queries read and replies made: clients ask the same again and again
+_ERRORS = {Rcode.NXDOMAIN: EDECode.BLOCKED, Rcode.NOTIMP: EDECode.NOT_SUPPORTED, Rcode.REFUSED: EDECode.NOT_SUPPORTED}
+_SHORT = 4096  # bytes of an answer, up to which it is remembered as it was sent: whoever has a name chooses its size
+_REFUSED = Rcode.NXDOMAIN
+
+
+class Question(NamedTuple):
+    """What is asked of a resolver, always in class IN. `dnssec_ok`, `checking_disabled`: the bits DO and CD."""
+
+    name: Hostname
+    rdtype: int
+    dnssec_ok: bool = False
+    checking_disabled: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Query:
+    """A well-formed query. `asked`: the name as the client wrote it, which the reply repeats.
+
+    Compared by identity: the same bytes are read once, and give the same query.
+    `question`: None where `broken` says why it is not to be answered, and `rcode` with what.
+    """
+
+    asked: dns.name.Name
+    rdtype: int
+    rdclass: int
+    flags: int
+    edns: bool
+    size: int
+    question: Question | None
+    broken: Malformed | None = None
+    rcode: Rcode = Rcode.NOERROR
+
+    @property
+    def kind(self) -> str:
+        """The record type, in words."""
+        return dns.rdatatype.to_text(dns.rdatatype.RdataType.make(self.rdtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """It is a query, and broken: it gets this error, and nothing is looked up."""
+
+    rcode: Rcode
+    broken: Malformed
+
+
+def read(data: bytes) -> Query | Unreadable | NotMine:
+    """What a client sent. NotMine: no query at all (an answer, a scrap): it gets no reply."""
+    if len(data) < HEADER or data[2] & _QR:
+        return NotMine()
+    if len(data) > MAX_QUERY:
+        return Unreadable(Rcode.FORMERR, Malformed(f"a query of more than {MAX_QUERY} bytes", Reason.OVERSIZED))
+    return _read(data[2:])
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _read(body: bytes) -> Query | Unreadable:
+    """`body`: the message without its id, which differs each time."""
+    opcode = dns.opcode.Opcode.make(body[0] >> 3)
+    if opcode != dns.opcode.QUERY:  # before the rest is read, which may be of another format (RFC 8490)
+        return _unsupported(f"opcode {dns.opcode.to_text(opcode)}")
+    try:
+        message = dns.message.from_wire(b"\0\0" + body)
+    except dns.exception.DNSException as error:
+        return Unreadable(Rcode.FORMERR, Malformed(f"not a DNS message ({type(error).__name__})"))
+    except (ValueError, IndexError, OverflowError, RecursionError):  # from a record's own parser
+        return Unreadable(Rcode.FORMERR, Malformed("not a DNS message"))
+    if len(message.question) != 1:  # RFC 9619
+        return Unreadable(Rcode.FORMERR, Malformed(f"{len(message.question)} questions in one query"))
+    if message.answer or message.authority:
+        return Unreadable(Rcode.FORMERR, Malformed("a query with records in it"))
+    if message.edns > 0:
+        return Unreadable(Rcode.BADVERS, Malformed(f"EDNS version {message.edns}", Reason.UNSUPPORTED))
+    return _query(message)
+
+
+def _query(message: dns.message.Message) -> Query:
+    asked = message.question[0]
+    question, broken, rcode = None, None, Rcode.NOERROR
+    text = asked.name.to_text(omit_final_dot=True)
+    try:
+        name = normalise(text)
+        checking_disabled = bool(message.flags & dns.flags.CD)
+        question = Question(name, asked.rdtype, bool(message.ednsflags & dns.flags.DO), checking_disabled)
+    except HostnameError as error:
+        broken, rcode = Malformed(f"{text}: {error}"), _REFUSED
+    if asked.rdclass != dns.rdataclass.IN:
+        broken = Malformed(f"class {dns.rdataclass.to_text(asked.rdclass)}", Reason.UNSUPPORTED)
+        question, rcode = None, Rcode.REFUSED
+    elif _is_meta(asked.rdtype):
+        broken = Malformed(f"type {dns.rdatatype.to_text(asked.rdtype)}", Reason.UNSUPPORTED)
+        question, rcode = None, Rcode.NOTIMP
+    return Query(
+        asked=asked.name,
+        rdtype=int(asked.rdtype),
+        rdclass=int(asked.rdclass),
+        flags=int(message.flags),
+        edns=message.edns >= 0,
+        size=min(max(message.payload, _PLAIN_UDP), MAX_UDP) if message.edns >= 0 else _PLAIN_UDP,
+        question=question,
+        broken=broken,
+        rcode=rcode,
+    )
+
+
+def _is_meta(rdtype: int) -> bool:
+    """ANY (RFC 8482), zone transfers, and whatever else is no type of a record (RFC 6895 section 3.1)."""
+    return 128 <= rdtype <= 255 or rdtype in (0, dns.rdatatype.OPT)
+
+
+def _unsupported(what: str) -> Unreadable:
+    return Unreadable(Rcode.NOTIMP, Malformed(what, Reason.UNSUPPORTED))
+
+
+def error(data: bytes, unreadable: Unreadable) -> bytes:
+    """The reply to a broken query: a header alone, as nothing else of it can be believed."""
+    flags = (data[2] << 8 | data[3]) & (dns.flags.RD | 0x7800) | dns.flags.QR | dns.flags.RA
+    if unreadable.rcode > 15:  # BADVERS: its upper bits go into an OPT record, RFC 6891 section 6.1.3
+        message = dns.message.Message(int.from_bytes(data[:2]))
+        message.flags = dns.flags.Flag(flags)
+        message.use_edns(0, payload=MAX_UDP)
+        message.set_rcode(unreadable.rcode)
+        return message.to_wire()
+    return data[:2] + (flags | unreadable.rcode).to_bytes(2) + bytes(8)
+
+
+def text_of(query: Query) -> str:
+    """The name asked as text, for one that is no host name; what is not printable is escaped."""
+    return query.asked.to_text(omit_final_dot=True)
+
+
+def refusal(data: bytes, query: Query, reason: Reason, rcode: Rcode = Rcode.NOERROR) -> bytes:
+    """The reply that refuses. Clients take NXDOMAIN as final; REFUSED sends them to their next resolver.
+
+    `rcode`: another one than NXDOMAIN. A client with EDNS is also told why (RFC 8914: Blocked). There is no SOA, so
+    that nobody remembers it: it may be allowed soon.
+    """
+    return data[:2] + _refusal(query, reason, rcode or _REFUSED)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _refusal(query: Query, reason: Reason, rcode: Rcode) -> bytes:
+    reply = _reply(query)
+    reply.set_rcode(rcode)
+    if query.edns:
+        _use_edns(reply, query, _ERRORS.get(rcode, EDECode.OTHER), reason)
+    return reply.to_wire()[2:]
+
+
+def answer(data: bytes, query: Query, found: Answer, age: int, udp: bool) -> bytes:
+    """The reply that answers. `age`: whole seconds since it was found; `udp`: cut to what the client can take."""
+    make = _short_answer if udp and found.size <= _SHORT else _answer
+    return data[:2] + make(query, found, age, query.size if udp else 65535)
+
+
+def _answer(query: Query, found: Answer, age: int, size: int) -> bytes:
+    reply = _reply(query)
+    reply.set_rcode(found.rcode)
+    for section, rrsets in ((reply.answer, found.answer), (reply.authority, found.authority)):
+        section += [dns.rrset.from_rdata_list(s.name, max(s.ttl - age, 0), list(s)) for s in rrsets]
+    if query.edns:
+        _use_edns(reply, query, EDECode.BLOCKED, found.why)
+    return reply.to_wire(max_size=size, prefer_truncation=True)[2:]
+
+
+_short_answer = lru_cache(maxsize=_REMEMBERED)(_answer)
+
+
+def _reply(query: Query) -> dns.message.Message:
+    # AD is never set: nothing was validated here.
+    reply = dns.message.Message(0)
+    reply.flags = dns.flags.Flag(dns.flags.QR | dns.flags.RA | query.flags & (dns.flags.RD | dns.flags.CD))
+    rdclass, rdtype = dns.rdataclass.RdataClass.make(query.rdclass), dns.rdatatype.RdataType.make(query.rdtype)
+    reply.question.append(dns.rrset.RRset(query.asked, rdclass, rdtype))
+    return reply
+
+
+def _use_edns(reply: dns.message.Message, query: Query, code: EDECode, why: Reason | None) -> None:
+    # DO as it was asked, RFC 3225 section 3.
+    flags = int(dns.flags.DO) if query.question is not None and query.question.dnssec_ok else 0
+    options: list[dns.edns.Option] = [dns.edns.EDEOption(code, f"proxyfw: {why}")] if why else []
+    reply.use_edns(0, flags, MAX_UDP, options=options)

@@ -1,0 +1,39 @@
+"""How often something may happen: token buckets, and once in a while."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+
+
+class RateLimit:
+    """`rate` times a second, and `burst` at once after a rest. The keys are clients, of which there are few."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when there were so many
+
+    def take(self, key: str, now: float) -> bool:
+        """Whether it may happen once more now."""
+        tokens, since = self._buckets.get(key, (self._burst, now))
+        tokens = min(tokens + (now - since) * self._rate, self._burst)
+        allowed = tokens >= 1.0
+        self._buckets[key] = (tokens - 1.0 if allowed else tokens), now
+        return allowed
+
+
+class Once:
+    """Lets each key through once in so many seconds; a key that is pushed out by `most` others, again."""
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._seconds, self._most = seconds, most
+        self._seen: OrderedDict[Hashable, float] = OrderedDict()
+
+    def first(self, key: Hashable, now: float) -> bool:
+        """Whether the key was not let through lately."""
+        if self._seen.get(key, -math.inf) > now - self._seconds:
+            return False
+        self._seen[key] = now
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+        return True
