@@ -17,8 +17,7 @@ _LATER = {
     "upstream_proxy": "remove the line",
 }
 _KEYS = ("clients", "unlisted", "profiles", "dns", "log", "downstream_group", "state_dir")
-_CLIENT_KEYS = ("profiles", "mode", "address")
-_CLIENT_LATER = {"dns": "remove the line"}
+_CLIENT_KEYS = ("profiles", "mode", "address", "dns")
 
 _QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
@@ -32,7 +31,10 @@ _RESOLVER = re.compile(r"([0-9.]+|\[[0-9A-Fa-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One qube. `observe`: what would be refused is logged, and let through. `profiles_where`: the line of each."""
+    """One qube. `profiles_where`: the line of each.
+
+    `observe`: what would be refused is logged, and let through. `dns_all`: every name resolves.
+    """
 
     name: str
     profiles: tuple[str, ...]
@@ -40,6 +42,7 @@ class Client:
     observe: bool
     addresses: tuple[IPAddress, ...]
     where: Where
+    dns_all: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
     """Both forms: a list of profiles, or a mapping. `owners`: the addresses of the clients so far; added to."""
     fields = {"profiles": node}
     if isinstance(node, MappingNode):
-        fields = document.fields(node, _CLIENT_KEYS, _CLIENT_LATER)
+        fields = document.fields(node, _CLIENT_KEYS)
     profiles = document.texts(fields.get("profiles"))
     addresses = []
     for text in document.texts(fields.get("address"), one=True):
@@ -143,9 +146,10 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
         name=key.value,
         profiles=tuple(profile.value for profile in profiles),
         profiles_where=tuple(profile.where for profile in profiles),
-        observe=_observe(document, fields.get("mode")),
+        observe=_chosen(document, fields.get("mode"), "mode", ("enforce", "observe")),
         addresses=tuple(addresses),
         where=key.where,
+        dns_all=_chosen(document, fields.get("dns"), "dns", ("profile", "all")),
     )
 
 
@@ -172,11 +176,12 @@ def _address(text: str) -> IPAddress | None:
         return None
 
 
-def _observe(document: Document, node: Node | None) -> bool:
-    mode = document.text(node)
-    if mode and mode.value not in ("enforce", "observe"):
-        document.error(mode.where, f'mode "{mode.value}" does not exist', "write enforce or observe")
-    return mode is not None and mode.value == "observe"
+def _chosen(document: Document, node: Node | None, key: str, choices: tuple[str, str]) -> bool:
+    """Whether the second of two words was chosen; the first is the default."""
+    text = document.text(node)
+    if text and text.value not in choices:
+        document.error(text.where, f'{key} "{text.value}" does not exist', f"write {' or '.join(choices)}")
+    return text is not None and text.value == choices[1]
 
 
 def _check_unlisted(document: Document, node: Node | None) -> None:

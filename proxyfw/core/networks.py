@@ -17,6 +17,15 @@ class NetworkTable:
             table.setdefault(int(net.network_address), []).append(grant)
         self._lengths = sorted(self._tables, reverse=True)
 
+    def __contains__(self, address: IPAddress) -> bool:
+        """Whether a grant covers this address, on any port."""
+        value = int(address)
+        return any(
+            version == address.version
+            and value >> (address.max_prefixlen - length) << (address.max_prefixlen - length) in table
+            for (version, length), table in self._tables.items()
+        )
+
     def find(self, address: IPAddress, transport: str, port: int) -> NetworkGrant | None:
         """The grant with the longest prefix that covers this address and port; a grant without a port covers every
         protocol. `transport` is tcp, udp or another protocol's name.

@@ -79,6 +79,11 @@ class Pattern:
     profile: str
 
     @property
+    def names_port(self) -> bool:
+        """Whether a port was written: then a pin grants it, without SNI or Host (DESIGN section 2)."""
+        return self.ports is not DEFAULT_PORTS
+
+    @property
     def fixed(self) -> Hostname:
         """The part of the name without a star, right of the last one."""
         if self.form is Form.IN_LABEL:
@@ -226,6 +231,14 @@ class Index:
         """The pattern that grants `name` on this port."""
         table = self._tables.get((transport, port))
         return table.find(name) if table else None
+
+    def find_all(self, name: Hostname) -> list[Pattern]:
+        """The patterns that grant `name`, one for each port on which it is granted."""
+        return [found for table in self._tables.values() if (found := table.find(name))]
+
+    def ports(self) -> list[Port]:
+        """Every port on which some name is granted."""
+        return [table.port for table in self._tables.values()]
 
     def ports_of(self, name: Hostname) -> tuple[Port, ...]:
         """The ports on which `name` is granted; empty: it is not granted at all."""

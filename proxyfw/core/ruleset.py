@@ -3,15 +3,28 @@
 The result is one transaction: the definitions, the static skeleton (iptables/proxyfw.nft), and a chain per client.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import collapse_addresses, ip_network
+from typing import NamedTuple
 
-from proxyfw.core.address import EMBEDDING, INTERNAL, IPNetwork
+from proxyfw.core.address import EMBEDDING, INTERNAL, IPAddress, IPNetwork
+from proxyfw.core.hostname import Hostname
 from proxyfw.core.pattern import Port
 from proxyfw.core.policy import DNS_PORT, QUIC_PORT, ClientPolicy, Policy
 
 PROXY_PORT = 3129
 """Where the proxy listens, on loopback. Fixed: the rules outlive the service, and a restarted one takes over."""
+
+RELAY4, RELAY6 = "127.0.53.53", "100::53"
+"""Where the relay takes UDP, on port 53, as its answers come from that port. Addresses of its own, beside whatever
+resolver the netvm has: one of loopback, and one that nobody has (RFC 6666), so that neither can be reached directly.
+nft takes no variable there, so they also stand in the skeleton."""
+
+RELAY_PORT = 3130
+"""Where the relay takes TCP, on loopback."""
+
+USED_SETS = ("used4", "used6")
+"""The sets of pinned UDP ports by which a packet has gone lately: client, address, port."""
 
 LOG_GROUP = 28774
 """The NFLOG group of the refusals ("pf" in ASCII); nft takes no variable there, so it also stands in the skeleton."""
@@ -22,14 +35,24 @@ MARK, MASK = 0x10000000, 0x30000000
 TABLE = "inet proxyfw"
 
 
-def render(policy: Policy, skeleton: str, downstream_group: int) -> str:
-    """The whole ruleset as one transaction that replaces the former one."""
+class PinnedPort(NamedTuple):
+    """A UDP port that one client's address may reach at one address, for so many seconds from now."""
+
+    client: IPAddress
+    address: IPAddress
+    port: int
+    seconds: int
+
+
+def render(policy: Policy, skeleton: str, downstream_group: int, pinned: Iterable[PinnedPort] = ()) -> str:
+    """The whole ruleset as one transaction that replaces the former one. `pinned`: what is open by a pin."""
     clients = list(policy.clients.values())
     chains = [_chain(f"client-{number}", client, policy) for number, client in enumerate(clients)]
     return "\n".join(
         [
             f"define downstream = {downstream_group}",
             f"define proxy_port = {PROXY_PORT}",
+            f"define relay_port = {RELAY_PORT}",
             f"table {TABLE}",
             f"delete table {TABLE}",
             skeleton,
@@ -38,6 +61,7 @@ def render(policy: Policy, skeleton: str, downstream_group: int) -> str:
             *chains,
             "}",
             *_elements(clients),
+            *(f"add element {TABLE} {_pin_element(port)}" for port in pinned),
             "",
         ]
     )
@@ -45,10 +69,7 @@ def render(policy: Policy, skeleton: str, downstream_group: int) -> str:
 
 def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
     """One client's packets, in the order of decision."""
-    lines = []
-    for resolver in sorted(policy.resolvers, key=str):
-        match = f"{_ip(resolver.version)} daddr {resolver} meta l4proto {{ tcp, udp }} th dport {DNS_PORT}"
-        lines.append(f"{match} goto forward-it")
+    lines = [f"{protocol} dport {DNS_PORT} goto to-relay" for protocol in ("udp", "tcp")]
     lines += ["ip daddr @never4 goto refuse-internal", "ip6 daddr @never6 goto refuse-internal"]
     by_port: dict[Port | None, list[IPNetwork]] = {}
     for grant in client.grants:
@@ -58,12 +79,43 @@ def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
         for version, members in _families(networks):
             lines.append(f"{_ip(version)} daddr {{ {members} }}{match} goto forward-it")
     lines.append("meta l4proto tcp goto to-proxy")
+    if any(port.transport == "udp" for port in client.by_pin.ports()):
+        for ip, version in (("ip", 4), ("ip6", 6)):
+            match = f"{ip} saddr . {ip} daddr . udp dport"
+            lines += [f"{match} @{kind}{version} goto pinned{version}" for kind in ("pins", "used")]
     if client.observe:
         lines += [f"udp dport {QUIC_PORT} goto refuse-no-name", "goto observe-no-name"]
     else:
         lines.append("goto refuse-no-name")
     body = "\n".join(f"\t\t{line}" for line in lines)
     return f"\t# {client.name}\n\tchain {name} {{\n{body}\n\t}}"
+
+
+def pinned_ports(
+    policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAddress], seconds: float
+) -> Iterator[PinnedPort]:
+    """What an answer opens: the UDP ports that the client's patterns name for this host name, at these addresses."""
+    ports = policy.granted_udp(client, name)
+    for address in addresses if ports else ():
+        for own in policy.clients[client].addresses:
+            if own.version == address.version:
+                yield from (PinnedPort(own, address, port, max(int(seconds), 1)) for port in ports)
+
+
+def open_ports(ports: Iterable[PinnedPort]) -> str:
+    """The nftables text that opens them, or gives them a new time-out. Added first, as none must be missing to be
+    deleted; deleted, as a time-out cannot be changed."""
+    lines = []
+    for port in ports:
+        bare = _pin_element(port, timeout=False)
+        lines += [f"add element {TABLE} {bare}", f"delete element {TABLE} {bare}"]
+        lines.append(f"add element {TABLE} {_pin_element(port)}")
+    return "\n".join(lines)
+
+
+def _pin_element(port: PinnedPort, timeout: bool = True) -> str:
+    suffix = f" timeout {port.seconds}s" if timeout else ""
+    return f"pins{port.address.version} {{ {port.client} . {port.address} . {port.port}{suffix} }}"
 
 
 def _elements(clients: Iterable[ClientPolicy]) -> list[str]:

@@ -31,7 +31,8 @@ class Target:
     def flow(self, client: str) -> Flow:
         """The attempt of this client to reach it."""
         if isinstance(self.host, str):
-            source = NameSource.HOST if self.protocol is Protocol.HTTP else NameSource.SNI
+            sources = {Protocol.HTTP: NameSource.HOST, Protocol.UDP: NameSource.PIN}
+            source = sources.get(self.protocol, NameSource.SNI)
             return Flow(client, self.protocol, None, self.port, self.host, source)
         protocol = Protocol.UDP if self.protocol is Protocol.UDP else Protocol.TCP
         return Flow(client, protocol, self.host, self.port)

@@ -88,7 +88,6 @@ def test_what_is_not_in_this_version_is_named_line_by_line() -> None:
     assert [str(problem) for problem in problems] == [
         'proxyfw.yaml:2: warning: "programming": its address cannot be looked up in this version: the client stays '
         "refused; give address: [10.137.0.12]",
-        'proxyfw.yaml:7: error: the key "dns" is not in this version; remove the line',
         'proxyfw.yaml:8: error: "tag:research": clients by tag are not in this version; list the qubes by name',
         "proxyfw.yaml:9: error: unlisted: qubes is not in this version; remove the line, or write deny",
         'proxyfw.yaml:10: error: the key "clients_file" is not in this version; '
@@ -223,9 +222,7 @@ ADDRESS = "clients:\n  work:\n    profiles: [a]\n    address: "
             id="a client twice",
         ),
         pytest.param(ADDRESS + "10.0.0.1\n    mod: x", 5, 'unknown key "mod"', 'write "mode"', id="a key nearly right"),
-        pytest.param(
-            ADDRESS + "10.0.0.1\n    dns: all", 5, "not in this version", "remove the line", id="a client's dns"
-        ),
+        pytest.param(ADDRESS + "10.0.0.1\n    dns: none", 5, 'dns "none"', "profile or all", id="an unknown dns"),
         pytest.param(ADDRESS + "10.0.0.1\n    mode: off", 5, 'mode "off"', "enforce or observe", id="an unknown mode"),
         pytest.param(
             ADDRESS + "10.0.0.1\n    mode: [observe]", 5, "this is a list", "one value", id="a mode in brackets"

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from proxyfw.core.config import check_profiles, parse_config
 from proxyfw.core.hostname import Hostname, normalise
-from proxyfw.core.policy import Flow, NameSource, Policy, Protocol, build
+from proxyfw.core.policy import Flow, NameSource, Policy, Protocol, build, is_quic
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.sniffed import Malformed
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
 
 CONFIG = """\
 clients:
@@ -97,18 +97,16 @@ SOMEWHERE = "198.51.100.1"
         pytest.param(flow("nobody", "udp", "10.139.1.1", 53), Deny(Reason.UNKNOWN_CLIENT), id="not even ask the DNS"),
         pytest.param(flow("idle", "tls", SOMEWHERE, 443, "github.com"), Deny(Reason.NO_MATCH),
                      id="a client without profiles reaches no name"),
-        # DNS, until there is a relay
-        pytest.param(flow("idle", "udp", "10.139.1.1", 53), Allow(Reason.UPSTREAM_DNS),
-                     id="the resolver over UDP, though its address is internal"),
-        pytest.param(flow("idle", "tcp", "192.0.2.53", 53), Allow(Reason.UPSTREAM_DNS), id="the resolver over TCP"),
-        pytest.param(flow("idle", "tls", "192.0.2.53", 53, "github.com"), Allow(Reason.UPSTREAM_DNS),
-                     id="whatever is spoken to the resolver's port"),
-        pytest.param(flow("idle", "udp", "10.139.1.1", 54), INTERNAL, id="another port of the resolver"),
-        pytest.param(flow("idle", "icmp", "10.139.1.1", 53), INTERNAL, id="another protocol to the resolver"),
+        # DNS: the relay takes it, and decides by the name asked
+        pytest.param(flow("idle", "udp", "10.139.1.1", 53), Allow(Reason.RELAY), id="DNS over UDP"),
+        pytest.param(flow("idle", "tcp", "192.0.2.53", 53), Allow(Reason.RELAY),
+                     id="DNS over TCP, to whatever resolver"),
+        pytest.param(flow("idle", "udp", "10.139.1.1", 54), INTERNAL, id="another port of a resolver"),
+        pytest.param(flow("idle", "icmp", "10.139.1.1", 53), INTERNAL, id="another protocol to a resolver"),
         pytest.param(flow("idle", "udp", "192.0.2.54", 5353), Deny(Reason.NO_NAME),
                      id="a resolver on another port is not for clients"),
-        pytest.param(flow("idle", "udp", "198.51.100.53", 53), Deny(Reason.NO_NAME),
-                     id="the system's resolver, where the configuration names others"),
+        pytest.param(flow("idle", "tls", "192.0.2.53", 853, "dns.example"), Deny(Reason.NO_MATCH),
+                     id="DNS over TLS gets no special grant"),
         # internal addresses: nothing grants them
         pytest.param(flow("work", "tcp", "127.0.0.1", 22), INTERNAL, id="loopback, though a network grants it"),
         pytest.param(flow("work", "tcp", "10.137.0.99", 22), INTERNAL, id="a Qubes address, though granted"),
@@ -250,8 +248,134 @@ def test_the_client_of_an_address(address: str, client: str | None) -> None:
 
 def test_the_system_resolvers_stand_in_where_the_configuration_names_none() -> None:
     without = policy("clients: {work: {profiles: [], address: 10.137.0.11}}", {})
-    assert without.resolvers == {ip_address("198.51.100.53")}
-    assert without.decide(flow("work", "udp", "198.51.100.53", 53)) == Allow(Reason.UPSTREAM_DNS)
+    assert without.upstream == ((ip_address("198.51.100.53"), 53),)
+
+
+def query(client: str, name: str) -> Flow:
+    return Flow(client, Protocol.DNS, None, 53, normalise(name), NameSource.DNS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        pytest.param(query("work", "github.com"), GITHUB, id="a granted name"),
+        pytest.param(query("work", "ssh.github.com"), BELOW_GITHUB, id="a name granted on two ports: the first"),
+        pytest.param(query("work", "stun.github.com"), BELOW_GITHUB, id="a name granted on a UDP port too"),
+        pytest.param(query("work", "db.lab.example"), domain("lab: *.lab.example (lab.yaml:1)", private=True),
+                     id="a name that may lead inside"),
+        pytest.param(query("ports", "only.example"), domain("ports: only.example:22 (ports.yaml:2)"),
+                     id="a name granted on one other port alone"),
+        pytest.param(query("ports", "time.example"), domain("ports: time.example:123/udp (ports.yaml:3)"),
+                     id="a name granted on a UDP port alone"),
+        pytest.param(query("work", "evil.example"), Deny(Reason.NO_MATCH), id="another name"),
+        pytest.param(query("work", "1.2.0.192.in-addr.arpa"), Deny(Reason.NO_MATCH), id="the name of an address"),
+        pytest.param(query("study", "evil.example"), Deny(Reason.NO_MATCH, observed=True), id="in observe mode"),
+        pytest.param(query("all", "evil.example"), Allow(Reason.DNS_ALL), id="dns: all"),
+        pytest.param(query("all", "only.example"), domain("ports: only.example:22 (ports.yaml:2)"),
+                     id="dns: all, and granted"),
+        pytest.param(query("nobody", "github.com"), Deny(Reason.UNKNOWN_CLIENT), id="an unknown client"),
+        *[
+            pytest.param(query(client, name), Deny(Reason.CANARY), id=f"{name}, {why}")
+            for name in ("use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com", "_dns.resolver.arpa")
+            for client, why in (("work", "refused"), ("all", "though all resolve"), ("study", "in observe mode"),
+                                ("granted", "though a profile grants it"))
+        ],
+        pytest.param(Flow("all", Protocol.DNS, None, 53, broken=Malformed("?")), Deny(Reason.MALFORMED, detail="?"),
+                     id="no readable name"),
+    ],
+)  # fmt: skip
+def test_which_names_resolve(asked: Flow, verdict: Verdict) -> None:
+    assert DNS_POLICY.decide(asked) == verdict
+    assert not asked.name or DNS_POLICY.may_resolve(asked.client, asked.name) != is_refused(verdict)
+
+
+DNS_POLICY = policy(
+    CONFIG.replace(
+        "dns: {up",
+        """\
+  ports: {profiles: [ports]}
+  all: {profiles: [ports], dns: all}
+  granted: {profiles: [canaries]}
+dns: {up""",
+    ),
+    PROFILES
+    | {
+        "ports": "domains:\n  - only.example:22\n  - time.example:123/udp\n  - web.example\n  - web.example:443\n"
+        "networks: [192.168.7.0/24]\n",
+        "canaries": "domains: [use-application-dns.net, .icloud.com, .resolver.arpa]\n",
+    },
+)
+
+
+def pinned(client: str, protocol: str, destination: str, port: int, name: str) -> Flow:
+    return Flow(client, Protocol(protocol), ip_address(destination), port, normalise(name), NameSource.PIN)
+
+
+ONLY = Allow(Reason.PIN, "ports: only.example:22", "ports.yaml:2")
+
+
+@pytest.mark.parametrize(
+    ("attempt", "verdict"),
+    [
+        pytest.param(pinned("ports", "tcp", SOMEWHERE, 22, "only.example"), ONLY, id="the port that the pattern names"),
+        pytest.param(pinned("ports", "tls", SOMEWHERE, 22, "only.example"), ONLY, id="TLS without a name on that port"),
+        pytest.param(pinned("ports", "http", SOMEWHERE, 22, "only.example"), ONLY, id="HTTP without a Host there"),
+        pytest.param(pinned("ports", "tcp", SOMEWHERE, 23, "only.example"),
+                     Deny(Reason.NO_MATCH, detail="granted on 22/tcp"), id="another port"),
+        pytest.param(pinned("ports", "udp", SOMEWHERE, 22, "only.example"),
+                     Deny(Reason.NO_MATCH, detail="granted on 22/tcp"), id="the same number over UDP"),
+        pytest.param(pinned("ports", "udp", SOMEWHERE, 123, "time.example"),
+                     Allow(Reason.PIN, "ports: time.example:123/udp", "ports.yaml:3"), id="a UDP port"),
+        pytest.param(pinned("work", "tcp", SOMEWHERE, 443, "github.com"),
+                     Deny(Reason.NO_NAME, detail="granted on 80/tcp, 443/tcp"),
+                     id="a port that no pattern names wants an SNI or a Host"),
+        pytest.param(pinned("ports", "tcp", SOMEWHERE, 443, "web.example"),
+                     Allow(Reason.PIN, "ports: web.example:443", "ports.yaml:5"), id="443, where a pattern names it"),
+        pytest.param(pinned("work", "udp", SOMEWHERE, 443, "github.com"),
+                     Deny(Reason.NO_NAME, detail="granted on 80/tcp, 443/tcp"), id="QUIC to a granted name"),
+        pytest.param(pinned("work", "icmp", SOMEWHERE, 0, "github.com"),
+                     Deny(Reason.NO_MATCH, detail="granted on 80/tcp, 443/tcp"), id="ping"),
+        pytest.param(pinned("ports", "tcp", "192.168.1.1", 22, "only.example"),
+                     Deny(Reason.PRIVATE_ADDRESS, "ports: only.example:22"), id="a private address"),
+        pytest.param(pinned("ports", "tcp", "10.137.0.11", 22, "only.example"), INTERNAL, id="another client"),
+        pytest.param(pinned("all", "tcp", SOMEWHERE, 22, "evil.example"), Deny(Reason.NO_MATCH),
+                     id="a name that only resolves"),
+        pytest.param(pinned("ports", "tcp", SOMEWHERE, 22, "only.example")._replace(broken=TWO_NAMES),
+                     Deny(Reason.AMBIGUOUS, detail=TWO_NAMES.detail), id="what cannot be judged"),
+    ],
+)  # fmt: skip
+def test_what_a_pin_grants(attempt: Flow, verdict: Verdict) -> None:
+    assert DNS_POLICY.decide(attempt) == verdict
+
+
+def test_of_several_pinned_names_the_granted_one_counts_and_else_the_latest_is_told() -> None:
+    attempt = flow("ports", "tcp", SOMEWHERE, 22)
+    names = [normalise(name) for name in ("evil.example", "web.example", "only.example")]
+    assert DNS_POLICY.decide_pinned(attempt, names) == (pinned("ports", "tcp", SOMEWHERE, 22, "only.example"), ONLY)
+    assert DNS_POLICY.decide_pinned(attempt, names[:2]) == (
+        pinned("ports", "tcp", SOMEWHERE, 22, "evil.example"),
+        Deny(Reason.NO_MATCH),
+    )
+    assert DNS_POLICY.decide_pinned(attempt, []) == (attempt, Deny(Reason.NO_NAME))
+
+
+@pytest.mark.parametrize(
+    ("client", "name", "addresses", "told"),
+    [
+        pytest.param("ports", "only.example", "192.0.2.1 10.0.0.1 127.0.0.1", "192.0.2.1", id="global ones"),
+        pytest.param("ports", "only.example", "192.168.7.7 192.168.8.8", "192.168.7.7",
+                     id="private ones that a network grants"),
+        pytest.param("work", "db.lab.example", "10.0.0.1 10.137.0.12 ::1 fd00::1", "10.0.0.1 fd00::1",
+                     id="private: true, but nothing internal"),
+        pytest.param("all", "evil.example", "192.0.2.1 10.0.0.1 192.168.7.7", "192.0.2.1 192.168.7.7",
+                     id="dns: all"),
+        pytest.param("study", "evil.example", "192.0.2.1 10.0.0.1", "192.0.2.1", id="observe mode"),
+    ],
+)  # fmt: skip
+def test_which_addresses_an_answer_may_give(client: str, name: str, addresses: str, told: str) -> None:
+    verdict = DNS_POLICY.decide(query(client, name))
+    kept = DNS_POLICY.answerable(client, verdict, map(ip_address, addresses.split()))
+    assert kept == tuple(map(ip_address, told.split()))
 
 
 def test_only_the_profile_itself_may_lead_to_private_addresses_not_what_it_includes() -> None:
@@ -269,17 +393,25 @@ def test_only_the_profile_itself_may_lead_to_private_addresses_not_what_it_inclu
 clients = st.sampled_from(["work", "study", "idle", "nobody"])
 protocols = st.sampled_from(list(Protocol))
 names = st.none() | st.sampled_from(["github.com", "x.github.com", "evil.example", "db.lab.example"]).map(Hostname)
+sources = st.sampled_from(list(NameSource))
 ports = st.sampled_from([22, 53, 80, 123, 443, 8443])
 
 
-@given(clients, protocols, st.none() | st.ip_addresses(), ports, names, st.booleans())
+@given(clients, protocols, st.none() | st.ip_addresses(), ports, names, sources, st.none() | st.just(TWO_NAMES))
 def test_every_flow_gets_one_verdict_and_only_grants_allow(
-    client: str, protocol: Protocol, destination: object, port: int, name: Hostname | None, broken: bool
+    client: str,
+    protocol: Protocol,
+    destination: object,
+    port: int,
+    name: Hostname | None,
+    source: NameSource,
+    broken: Malformed | None,
 ) -> None:
-    attempt = Flow(client, protocol, destination, port, name, broken=TWO_NAMES if broken else None)  # type: ignore[arg-type]
+    attempt = Flow(client, protocol, destination, port, name, source, broken)  # type: ignore[arg-type]
     verdict = POLICY.decide(attempt)
     if isinstance(verdict, Allow):
-        assert verdict.rule or verdict.reason is Reason.UPSTREAM_DNS
+        assert verdict.rule or verdict.reason is Reason.RELAY
         assert client != "nobody"
     else:
-        assert verdict.observed == (client == "study" and verdict.reason is not Reason.INTERNAL_ADDRESS)
+        lifted = verdict.reason is not Reason.INTERNAL_ADDRESS and not is_quic(protocol.transport, port)
+        assert verdict.observed == (client == "study" and lifted)

@@ -11,7 +11,8 @@ import pytest
 
 from proxyfw.core import ruleset
 from proxyfw.core.config import parse_config
-from proxyfw.core.policy import Policy, build
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.policy import DNS_PORT, Policy, build
 from proxyfw.core.profile import link, parse_profile
 
 SKELETON = Path(__file__).parents[2] / "iptables" / "proxyfw.nft"
@@ -63,8 +64,8 @@ def chain(text: str, name: str) -> list[str]:
 def test_a_chain_follows_the_order_of_decision() -> None:
     rules = chain(ruleset.render(policy(WORK, OVERLAPPING), "", 2), "client-0")
     assert rules == [
-        "ip daddr 10.139.1.1 meta l4proto { tcp, udp } th dport 53 goto forward-it",
-        "ip6 daddr 2001:db8::53 meta l4proto { tcp, udp } th dport 53 goto forward-it",
+        "udp dport 53 goto to-relay",
+        "tcp dport 53 goto to-relay",
         "ip daddr @never4 goto refuse-internal",
         "ip6 daddr @never6 goto refuse-internal",
         "ip daddr { 192.0.2.0/24 } goto forward-it",
@@ -75,6 +76,47 @@ def test_a_chain_follows_the_order_of_decision() -> None:
         "meta l4proto tcp goto to-proxy",
         "goto refuse-no-name",
     ]
+
+
+def test_pinned_udp_ports_go_before_the_refusal_where_a_pattern_names_one() -> None:
+    named = policy(WORK, 'domains: [".ntp.example:123/udp", "git.example:22"]\n')
+    rules = chain(ruleset.render(named, "", 2), "client-0")
+    assert rules[-6:] == [
+        "meta l4proto tcp goto to-proxy",
+        "ip saddr . ip daddr . udp dport @pins4 goto pinned4",
+        "ip saddr . ip daddr . udp dport @used4 goto pinned4",
+        "ip6 saddr . ip6 daddr . udp dport @pins6 goto pinned6",
+        "ip6 saddr . ip6 daddr . udp dport @used6 goto pinned6",
+        "goto refuse-no-name",
+    ]
+
+
+def test_an_answer_opens_the_udp_ports_of_its_name_for_each_address_of_the_client() -> None:
+    work = policy(WORK, 'domains: [".ntp.example:123/udp", ".ntp.example:124/udp", "git.example:22", .example]\n')
+    told = [ip_address(text) for text in ("192.0.2.1", "2001:db8::1")]
+    ports = list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), told, 300.5))
+    four, six = ip_address("10.137.0.11"), ip_address("fd09:24ef:4179::a89:b")
+    assert ports == [
+        (four, told[0], 123, 300),
+        (four, told[0], 124, 300),
+        (six, told[1], 123, 300),
+        (six, told[1], 124, 300),
+    ]
+    assert list(ruleset.pinned_ports(work, "work", Hostname("git.example"), told, 300)) == []
+    assert ruleset.open_ports(ports[:1]).splitlines() == [
+        "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
+        "delete element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
+        "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 timeout 300s }",
+    ]
+    rendered = ruleset.render(work, "", 2, ports).splitlines()
+    assert "add element inet proxyfw pins6 { fd09:24ef:4179::a89:b . 2001:db8::1 . 124 timeout 300s }" in rendered
+
+
+def test_the_skeleton_hands_queries_to_where_the_relay_takes_them() -> None:
+    text = SKELETON.read_text()
+    assert f"tproxy ip to {ruleset.RELAY4}:{DNS_PORT} " in text
+    assert f"tproxy ip6 to [{ruleset.RELAY6}]:{DNS_PORT} " in text
+    assert set(re.findall(r"set (used\d)", text)) == set(ruleset.USED_SETS)
 
 
 def test_an_observed_client_is_let_through_where_others_are_refused() -> None:
@@ -116,6 +158,7 @@ MANY = "clients:\n" + "".join(
         pytest.param(WORK, NOTHING, id="one client without networks"),
         pytest.param(WORK, OVERLAPPING, id="overlapping networks, ports, IPv6"),
         pytest.param(STUDY, OVERLAPPING, id="observe mode"),
+        pytest.param(STUDY, 'domains: [".ntp.example:123/udp"]\n', id="a UDP port by name"),
         pytest.param(WORK, EVERYTHING, id="every address"),
         pytest.param(MANY, OVERLAPPING, id="600 clients"),
         pytest.param("clients: {}", NOTHING, id="no client"),
