@@ -1,29 +1,32 @@
-"""Names to addresses through the configured resolvers, with a bounded cache. dnspython does the asking."""
+"""What the configured resolvers say, asked once and kept: for the relay, record by record; for the proxy, addresses."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import ip_address
 
-import dns.asyncresolver
-import dns.exception
+import dns.message
 import dns.rdatatype
-import dns.resolver
-from dns.nameserver import Do53Nameserver
+from dns.rcode import Rcode
 
+from proxyfw.core import dnsanswer
 from proxyfw.core.address import IPAddress
-from proxyfw.core.hostname import Hostname
+from proxyfw.core.dnsanswer import Answer
+from proxyfw.core.dnscache import DnsCache
+from proxyfw.core.dnsmsg import Question
+from proxyfw.core.hostname import Hostname, HostnameError, normalise
 
-MIN_TTL, MAX_TTL = 5.0, 3600.0  # seconds that an answer is kept
-FAILURE_TTL = (
-    2.0  # seconds that a failure of all resolvers is kept, so that a dead resolver is not asked per connection
-)
-NEGATIVE_TTL = 10.0  # seconds that "no such name" is kept
+MIN_TTL = 5.0  # seconds that the proxy keeps the addresses of a name, whatever their TTL
+FAILURE_TTL = 2  # seconds that a failure of all resolvers is kept, so that they are not asked per connection
+NEGATIVE_TTL = 10.0  # seconds that the proxy keeps "no such name"
 MAX_NAMES = 4096
-LIFETIME = 4.0  # seconds for one name over all resolvers
-_ATTEMPT = 1.5  # seconds for one question to one resolver
+MAX_LINKS = 8  # look-ups to follow a chain of aliases that a resolver did not
+
+FAILED = Answer(Rcode.SERVFAIL, ttl=FAILURE_TTL)
+"""No resolver answered."""
+
+_TYPES = (dns.rdatatype.AAAA, dns.rdatatype.A)
 
 
 class Failure(Enum):
@@ -33,74 +36,98 @@ class Failure(Enum):
     NO_ANSWER = "no resolver answered"
 
 
-Answer = tuple[IPAddress, ...] | Failure
+Addresses = tuple[IPAddress, ...] | Failure
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    answer: Answer
+    addresses: Addresses
     until: float
 
 
 class Resolver:
-    """Resolves A and AAAA together; one question at a time for a name, however many wait for it."""
+    """One question at a time for a name and type, however many wait for it. `ask`: puts it to the network."""
 
-    def __init__(self, upstream: Sequence[tuple[IPAddress, int]], clock: Callable[[], float]) -> None:
-        self.upstream = tuple(upstream)
+    def __init__(
+        self, ask: Callable[[Question], Awaitable[dns.message.Message | None]], clock: Callable[[], float]
+    ) -> None:
+        self._ask_upstream = ask
         self._clock = clock
-        self._cache: OrderedDict[Hostname, _Entry] = OrderedDict()
-        self._asking: dict[Hostname, asyncio.Task[Answer]] = {}
-        self._resolver = dns.asyncresolver.Resolver(configure=False)
-        self._resolver.nameservers = [Do53Nameserver(str(address), port) for address, port in self.upstream]
-        self._resolver.timeout = _ATTEMPT
-        self._resolver.lifetime = LIFETIME
-        self._resolver.cache = None
+        self._answers = DnsCache()
+        self._asking: dict[Question, asyncio.Task[Answer]] = {}
+        self._names: OrderedDict[Hostname, _Entry] = OrderedDict()
+        self._resolving: dict[Hostname, asyncio.Task[Addresses]] = {}
 
-    def cached(self, name: Hostname) -> Answer | None:
-        """The answer, where one is held that has not run out; None: ask `resolve`."""
-        entry = self._cache.get(name)
-        return entry.answer if entry is not None and entry.until > self._clock() else None
+    def known(self, question: Question) -> tuple[Answer, float] | None:
+        """The answer that is held, and its age in seconds; None: ask `find`."""
+        return self._answers.get(question, self._clock())
 
-    async def resolve(self, name: Hostname) -> Answer:
+    async def find(self, question: Question) -> Answer:
+        """The answer, just found or held. FAILED where no resolver answered."""
+        held = self.known(question)
+        if held is not None:
+            return held[0]
+        task = self._asking.get(question)
+        if task is None:
+            task = self._asking[question] = asyncio.create_task(self._find(question))
+            task.add_done_callback(lambda _: self._asking.pop(question, None))
+        return await asyncio.shield(task)
+
+    async def _find(self, question: Question) -> Answer:
+        answer = await self._ask(question)
+        for _ in range(MAX_LINKS):
+            if answer.open_end is None:
+                break
+            try:
+                end = normalise(answer.open_end.to_text(omit_final_dot=True))
+            except HostnameError:
+                break
+            rest = await self._ask(question._replace(name=end))
+            if rest is FAILED:
+                answer = FAILED
+                break
+            answer = rest.after(answer)
+        self._answers.put(question, answer, self._clock())
+        return answer
+
+    async def _ask(self, question: Question) -> Answer:
+        message = await self._ask_upstream(question)
+        return FAILED if message is None else dnsanswer.read(message, question.rdtype, question.dnssec_ok)
+
+    def cached(self, name: Hostname) -> Addresses | None:
+        """The addresses, where they are held and have not run out; None: ask `resolve`."""
+        entry = self._names.get(name)
+        if entry is not None:  # once run out, both types are asked for again: it may have been half an answer
+            return entry.addresses if entry.until > self._clock() else None
+        held = [self.known(Question(name, rdtype)) for rdtype in _TYPES]  # what the relay has asked for a client
+        return tuple(address for found in held if found for address in found[0].addresses) or None
+
+    async def resolve(self, name: Hostname) -> Addresses:
         """The addresses of a name, IPv6 and IPv4, in the order of the answers; never empty."""
         held = self.cached(name)
         if held is not None:
             return held
-        task = self._asking.get(name)
+        task = self._resolving.get(name)
         if task is None:
-            task = self._asking[name] = asyncio.create_task(self._ask(name))
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            task = self._resolving[name] = asyncio.create_task(self._resolve(name))
+            task.add_done_callback(lambda _: self._resolving.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _ask(self, name: Hostname) -> Answer:
-        results = await asyncio.gather(*(self._ask_one(name, t) for t in (dns.rdatatype.AAAA, dns.rdatatype.A)))
-        addresses = tuple(address for found, _ in results for address in found)
-        failed = any(ttl is None for _, ttl in results)
+    async def _resolve(self, name: Hostname) -> Addresses:
+        answers = await asyncio.gather(*(self.find(Question(name, rdtype)) for rdtype in _TYPES))
+        addresses = tuple(address for answer in answers for address in answer.addresses)
+        failed = FAILED in answers
         if addresses:
             # Half an answer (one of the two questions failed) serves now, but is asked again soon.
-            ttl = min(ttl for found, ttl in results if found and ttl is not None)
-            return self._keep(name, addresses, FAILURE_TTL if failed else min(max(ttl, MIN_TTL), MAX_TTL))
+            ttl = min(answer.ttl for answer in answers if answer.addresses)
+            return self._keep(name, addresses, FAILURE_TTL if failed else max(ttl, MIN_TTL))
         if failed:
             return self._keep(name, Failure.NO_ANSWER, FAILURE_TTL)
         return self._keep(name, Failure.UNRESOLVABLE, NEGATIVE_TTL)
 
-    async def _ask_one(self, name: Hostname, rdtype: dns.rdatatype.RdataType) -> tuple[list[IPAddress], float | None]:
-        """Addresses and TTL; a TTL of None: nobody answered."""
-        try:
-            answer = await self._resolver.resolve(name + ".", rdtype, raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            return [], 0.0
-        except (dns.exception.DNSException, OSError):
-            return [], None
-        if answer.rrset is None:
-            return [], 0.0
-        # The smallest TTL of the chain: a CNAME may run out before what it points to.
-        ttl = min(rrset.ttl for rrset in answer.response.answer)
-        return [ip_address(record.address) for record in answer.rrset], float(ttl)
-
-    def _keep(self, name: Hostname, answer: Answer, ttl: float) -> Answer:
-        self._cache[name] = _Entry(answer, self._clock() + ttl)
-        self._cache.move_to_end(name)
-        while len(self._cache) > MAX_NAMES:
-            self._cache.popitem(last=False)
-        return answer
+    def _keep(self, name: Hostname, addresses: Addresses, ttl: float) -> Addresses:
+        self._names[name] = _Entry(addresses, self._clock() + ttl)
+        self._names.move_to_end(name)
+        while len(self._names) > MAX_NAMES:
+            self._names.popitem(last=False)
+        return addresses

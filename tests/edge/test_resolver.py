@@ -1,22 +1,26 @@
 """Names to addresses, against real DNS servers on loopback: answers, failures, and the cache."""
 
 import asyncio
-import os
-import socket
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
 from ipaddress import ip_address
-from typing import Any
 
 import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import dns_server
 import pytest
+from dns.message import Message
+from dns.rdatatype import AAAA, A
+from dns_server import Clock, run, serving, stream, truncated
 
+from proxyfw.core.dnsanswer import Answer
+from proxyfw.core.dnsmsg import Question
+from proxyfw.core.hostname import normalise
 from proxyfw.edge import resolver as module
-from proxyfw.edge.resolver import Answer, Failure, Resolver
+from proxyfw.edge import upstream
+from proxyfw.edge.resolver import FAILED, Addresses, Failure, Resolver
+from proxyfw.edge.upstream import Upstream
 
 ZONE = [
     "both.example. 60 A 192.0.2.1",
@@ -30,120 +34,83 @@ ZONE = [
     "lasting.example. 90000 A 192.0.2.6",
     "mail.example. 60 MX 10 both.example.",
     "dangling.example. 60 CNAME absent.example.",
-    *(f"n{number}.example. 60 A 192.0.2.100" for number in range(9)),
+    *(f"n{number}.example. 0 A 192.0.2.100" for number in range(9)),
+    *(f"link{number}.example. 60 CNAME link{number + 1}.example." for number in range(1, 20)),
+    "link20.example. 30 A 192.0.2.20",
+    "round.example. 60 CNAME about.example.",
+    "about.example. 60 CNAME round.example.",
+    "to-failure.example. 60 CNAME failing.example.",
+    "to-address.example. 60 CNAME 192.0.2.1.",
 ]
+SOA = "example. 60 SOA . . 1 2 3 4 5"
 
 
-def run(coroutine: Coroutine[None, None, None]) -> None:
-    """Runs a test, which ends within ten seconds and leaves no descriptor behind."""
-    before = len(os.listdir("/proc/self/fd"))
-    asyncio.run(asyncio.wait_for(coroutine, 10))
-    assert len(os.listdir("/proc/self/fd")) == before
+class Server(dns_server.Server):
+    """Serves the zone. `says` is how it answers, `soa` what it adds where there is nothing to answer."""
 
-
-class Clock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Server(asyncio.DatagramProtocol):
-    """A DNS server over UDP and TCP, and what it was asked. `says` is how it answers."""
-
-    def __init__(self, says: str = "the zone") -> None:
+    def __init__(self, says: str = "the zone", soa: str = SOA) -> None:
+        super().__init__(self._reply)
         self.says = says
+        self.soa = soa
         self.questions: list[str] = []
-        self.over_tcp = 0
-        self.held: asyncio.Event | None = None
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, address: Any) -> None:
-        if self.says == "nonsense":
-            self._transport.sendto(b"\xff" * 40, address)
-        elif self.says != "nothing":
-            asyncio.get_running_loop().create_task(self._reply(data, address))
-
-    async def _reply(self, data: bytes, address: Any) -> None:
-        if self.held is not None:
-            await self.held.wait()
-        response = self._answer(dns.message.from_wire(data))
+    def _reply(self, query: Message, tcp: bool) -> list[bytes]:
+        response = self._answer(query)
+        if tcp:
+            return [stream(response)]
         if self.says == "truncated":
-            response.answer.clear()
-            response.flags |= dns.flags.TC
-        self._transport.sendto(response.to_wire(), address)
+            response = truncated(query)
+        return {"nothing": [], "nonsense": [b"\xff" * 40]}.get(self.says, [response.to_wire()])
 
-    async def serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        query = dns.message.from_wire(await reader.readexactly(int.from_bytes(await reader.readexactly(2))))
-        self.over_tcp += 1
-        wire = self._answer(query).to_wire()
-        writer.write(len(wire).to_bytes(2) + wire)
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    def _answer(self, query: dns.message.Message) -> dns.message.Message:
+    def _answer(self, query: Message) -> Message:
         question = query.question[0]
         kind = dns.rdatatype.to_text(question.rdtype)
-        self.questions.append(f"{question.name} {kind}")
+        name = str(question.name).lower()
+        self.questions.append(f"{name} {kind}")
         response = dns.message.make_response(query)
-        if self.says == "failure" or self.says == f"failure for {kind}":
+        if self.says in ("failure", f"failure for {kind}") or name.startswith("failing"):
             response.set_rcode(dns.rcode.SERVFAIL)
             return response
-        name = str(question.name)
         while True:
             lines = [line for line in ZONE if line.split()[0] == name]
+            chosen = [line for line in lines if line.split()[2] in (kind, "CNAME")]
+            response.answer += [rrset(line) for line in chosen]
+            alias = bool(chosen) and chosen[0].split()[2] == "CNAME"
+            if alias and self.says != "one link":
+                name = chosen[0].split()[3]
+                continue
+            if not chosen and self.soa:
+                response.authority.append(rrset(self.soa))
             if not lines:
                 response.set_rcode(dns.rcode.NXDOMAIN)
-                return response
-            chosen = [line for line in lines if line.split()[2] in (kind, "CNAME")]
-            for line in chosen:
-                owner, ttl, rdtype, *data = line.split()
-                response.answer.append(dns.rrset.from_text(owner, int(ttl), "IN", rdtype, " ".join(data)))
-            if not chosen or chosen[0].split()[2] != "CNAME":
-                return response
-            name = chosen[0].split()[3]
+            return response
 
 
-@asynccontextmanager
-async def serving(server: Server, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """The port on which it serves."""
-    tcp = await asyncio.start_server(server.serve_tcp, host, 0, family=socket.AF_INET)
-    port: int = tcp.sockets[0].getsockname()[1]
-    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: server, (host, port))
-    try:
-        yield port
-    finally:
-        transport.close()
-        tcp.close()
-        await tcp.wait_closed()
+def rrset(line: str) -> dns.rrset.RRset:
+    owner, ttl, rdtype, *data = line.split()
+    return dns.rrset.from_text(owner, int(ttl), "IN", rdtype, " ".join(data))
 
 
-def resolver(clock: Clock, *upstream: tuple[str, int]) -> Resolver:
-    return Resolver([(ip_address(host), port) for host, port in upstream], clock)
+def resolver(clock: Clock, *servers: tuple[str, int]) -> Resolver:
+    return Resolver(Upstream([(ip_address(host), port) for host, port in servers], clock).ask, clock)
 
 
-def addresses(text: str) -> Answer:
+def addresses(text: str) -> Addresses:
     return tuple(map(ip_address, text.split()))
 
 
-async def ask(found: Resolver, name: str) -> Answer:
+async def ask(found: Resolver, name: str) -> Addresses:
     return await found.resolve(name)  # type: ignore[arg-type]
 
 
-def cached(found: Resolver, name: str) -> Answer | None:
+def cached(found: Resolver, name: str) -> Addresses | None:
     return found.cached(name)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ATTEMPT", 0.05)
-    monkeypatch.setattr(module, "LIFETIME", 0.3)
+    monkeypatch.setattr(upstream, "ATTEMPT", 0.1)
+    monkeypatch.setattr(upstream, "LIFETIME", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +125,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("dangling.example", Failure.UNRESOLVABLE, id="a CNAME to no such name"),
     ],
 )
-def test_a_name_is_resolved(name: str, answer: Answer) -> None:
+def test_a_name_is_resolved(name: str, answer: Addresses) -> None:
     async def test() -> None:
         server = Server()
         async with serving(server) as port:
@@ -209,7 +176,7 @@ def test_the_next_resolver_is_asked_where_the_first(says: str) -> None:
         pytest.param("failure for AAAA", addresses("192.0.2.1 192.0.2.2"), id="one question of the two fails"),
     ],
 )
-def test_what_the_resolvers_fail_to_answer(says: str, answer: Answer) -> None:
+def test_what_the_resolvers_fail_to_answer(says: str, answer: Addresses) -> None:
     async def test() -> None:
         async with serving(Server(says)) as one, serving(Server(says), "127.0.0.2") as other:
             clock = Clock()
@@ -314,5 +281,200 @@ def test_the_cache_is_bounded_and_the_oldest_go_first(monkeypatch: pytest.Monkey
             for name in names:
                 await ask(found, name)
             assert [name for name in names if cached(found, name) is not None] == names[2:]
+
+    run(test())
+
+
+def question(name: str, rdtype: int = A, **bits: bool) -> Question:
+    return Question(normalise(name), rdtype, **bits)
+
+
+def told(answer: Answer) -> list[str]:
+    """The records, as text."""
+    return [f"{rrset.ttl} {rdata}".lower() for rrset in answer.answer for rdata in rrset]
+
+
+@pytest.mark.parametrize(
+    ("name", "soa", "seconds"),
+    [
+        pytest.param("four.example", SOA, 60, id="the TTL"),
+        pytest.param("alias.example", SOA, 7, id="the smallest TTL of a chain"),
+        pytest.param("lasting.example", SOA, 3600, id="a day: the most"),
+        pytest.param("absent.example", SOA, 5, id="no such name: the SOA's minimum"),
+        pytest.param("mail.example", SOA, 5, id="no such record: the SOA's minimum"),
+        pytest.param("absent.example", "example. 4 SOA . . 1 2 3 4 50", 4, id="no such name: the SOA's own TTL"),
+        pytest.param("absent.example", "example. 9999 SOA . . 1 2 3 4 9999", 300, id="no such name: the most"),
+        pytest.param("failing.example", SOA, module.FAILURE_TTL, id="a failure"),
+    ],
+)
+def test_what_was_found_is_held_for_exactly(name: str, soa: str, seconds: float) -> None:
+    async def test() -> None:
+        server, clock = Server(soa=soa), Clock()
+        async with serving(server) as port:
+            found = resolver(clock, ("127.0.0.1", port))
+            assert found.known(question(name)) is None
+            answer = await found.find(question(name))
+            assert (answer is FAILED) == (name == "failing.example")
+            clock.now += seconds - 0.25
+            assert found.known(question(name)) == (answer, seconds - 0.25)
+            assert await found.find(question(name)) is answer
+            assert len(server.questions) == 1
+            clock.now += 0.25
+            assert found.known(question(name)) is None
+            assert await found.find(question(name)) is not answer or answer is FAILED
+            assert len(server.questions) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "soa"),
+    [
+        pytest.param("brief.example", SOA, id="a TTL of zero"),
+        pytest.param("absent.example", "", id="no such name, without an SOA"),
+        pytest.param("mail.example", "", id="no such record, without an SOA"),
+    ],
+)
+def test_what_must_not_be_kept_is_shared_by_those_who_wait(name: str, soa: str) -> None:
+    async def test() -> None:
+        server = Server(soa=soa)
+        async with serving(server) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            answers = await asyncio.gather(*(found.find(question(name)) for _ in range(50)))
+            assert set(answers) == {answers[0]}
+            assert len(server.questions) == 1
+            assert found.known(question(name)) is None
+            assert await found.find(question(name)) is not answers[0]
+            assert len(server.questions) == 2
+
+    run(test())
+
+
+def test_the_same_name_with_other_bits_is_another_question() -> None:
+    async def test() -> None:
+        server = Server()
+        async with serving(server) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            bits = [{"dnssec_ok": do, "checking_disabled": cd} for do in (False, True) for cd in (False, True)]
+            for _ in range(2):
+                for each in bits:
+                    assert told(await found.find(question("four.example", **each))) == ["60 192.0.2.4"]
+            seen = [(bool(q.ednsflags & dns.flags.DO), bool(q.flags & dns.flags.CD)) for q in server.queries]
+            assert seen == [(False, False), (False, True), (True, False), (True, True)]
+
+    run(test())
+
+
+def test_a_chain_that_the_resolver_did_not_follow_is_followed() -> None:
+    async def test() -> None:
+        server, clock = Server("one link"), Clock()
+        async with serving(server) as port:
+            found = resolver(clock, ("127.0.0.1", port))
+            answer = await found.find(question("alias.example"))
+            assert told(answer) == ["300 middle.example.", "7 four.example.", "60 192.0.2.4"]
+            assert answer.addresses == addresses("192.0.2.4")
+            assert server.questions == ["alias.example. A", "middle.example. A", "four.example. A"]
+
+    run(test())
+
+
+def test_a_chain_that_was_followed_is_held_for_its_smallest_ttl() -> None:
+    async def test() -> None:
+        clock = Clock()
+        async with serving(Server("one link")) as port:
+            found = resolver(clock, ("127.0.0.1", port))
+            answer = await found.find(question("alias.example"))
+            assert answer.ttl == 7
+            clock.now += 6.75
+            assert found.known(question("alias.example")) == (answer, 6.75)
+            clock.now += 0.25
+            assert found.known(question("alias.example")) is None
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "rcode", "questions"),
+    [
+        pytest.param("dangling.example", dns.rcode.NXDOMAIN, 2, id="no such name"),
+        pytest.param("round.example", dns.rcode.NOERROR, 1 + module.MAX_LINKS, id="itself"),
+        pytest.param("link1.example", dns.rcode.NOERROR, 1 + module.MAX_LINKS, id="too far away"),
+        pytest.param("to-address.example", dns.rcode.NOERROR, 1, id="what is no host name"),
+        pytest.param("to-failure.example", dns.rcode.SERVFAIL, 2, id="a failure"),
+    ],
+)
+def test_a_chain_that_leads_to(name: str, rcode: dns.rcode.Rcode, questions: int) -> None:
+    async def test() -> None:
+        server = Server("one link")
+        async with serving(server) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            answer = await found.find(question(name))
+            assert answer.rcode == rcode
+            assert answer.addresses == ()
+            assert (answer is FAILED) == (rcode == dns.rcode.SERVFAIL)
+            assert len(server.questions) == questions
+
+    run(test())
+
+
+def test_the_longest_chain_that_is_followed() -> None:
+    async def test() -> None:
+        async with serving(Server("one link")) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            answer = await found.find(question(f"link{20 - module.MAX_LINKS}.example"))
+            assert answer.addresses == addresses("192.0.2.20")
+            assert len(answer.answer) == module.MAX_LINKS + 1
+
+    run(test())
+
+
+def test_what_was_found_for_a_client_serves_the_proxy() -> None:
+    async def test() -> None:
+        server, clock = Server(), Clock()
+        async with serving(server) as port:
+            found = resolver(clock, ("127.0.0.1", port))
+            await found.find(question("both.example"))
+            assert cached(found, "both.example") == addresses("192.0.2.1 192.0.2.2")
+            await found.find(question("both.example", AAAA))
+            assert await ask(found, "both.example") == addresses("2001:db8::1 192.0.2.1 192.0.2.2")
+            assert len(server.questions) == 2
+            clock.now += 60
+            assert cached(found, "both.example") is None
+
+    run(test())
+
+
+def test_that_a_client_found_no_address_does_not_serve_the_proxy() -> None:
+    async def test() -> None:
+        async with serving(Server()) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            for name in ("absent.example", "failing.example", "six.example"):
+                await found.find(question(name))
+                assert cached(found, name) is None  # of the other kind there may be one
+            assert await ask(found, "six.example") == addresses("2001:db8::6")
+
+    run(test())
+
+
+def test_a_question_that_nobody_waits_for_any_more_is_still_answered_for_the_next() -> None:
+    async def test() -> None:
+        server = Server()
+        server.held = asyncio.Event()
+        async with serving(server) as port:
+            found = resolver(Clock(), ("127.0.0.1", port))
+            impatient, patient = (asyncio.create_task(found.find(question("four.example"))) for _ in range(2))
+            await server.asked.wait()
+            impatient.cancel()
+            server.held.set()
+            assert (await patient).addresses == addresses("192.0.2.4")
+            assert impatient.cancelled()
+            server.held.clear()
+            alone = asyncio.create_task(found.find(question("both.example")))
+            server.asked.clear()
+            await server.asked.wait()
+            alone.cancel()
+            server.held.set()
+            assert (await found.find(question("both.example"))).addresses == addresses("192.0.2.1 192.0.2.2")
+            assert server.questions == ["four.example. A", "both.example. A"]
 
     run(test())
