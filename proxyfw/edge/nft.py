@@ -1,10 +1,13 @@
 """The one door to nftables: libnftables, one atomic transaction a call."""
 
 import json
+from collections.abc import Iterable
+from ipaddress import ip_address
 from typing import Any
 
 import nftables
 
+from proxyfw.core.address import IPAddress
 from proxyfw.core.ruleset import TABLE
 
 
@@ -13,24 +16,53 @@ class NftError(Exception):
 
 
 class Nft:
-    """Needs CAP_NET_ADMIN in the network namespace it is used in. Definitions last for one call: a context each."""
+    """Needs CAP_NET_ADMIN in the network namespace it is used in."""
+
+    def __init__(self) -> None:
+        self._context: nftables.Nftables | None = None  # made once: that takes longer than a hundred changes
 
     def apply(self, text: str) -> None:
         """Applies all of the text, or nothing. Raises NftError."""
-        status, _, error = nftables.Nftables().cmd(text)
-        if status:
-            raise NftError(error.strip() or f"libnftables answered {status}")
+        _run(nftables.Nftables(), text)  # definitions in it last as long as the context
+
+    def change(self, text: str) -> None:
+        """The same for a text without definitions, and quickly."""
+        _run(self._kept(), text)
 
     def has_table(self) -> bool:
         """Whether a table of proxyfw (its ruleset or the fail-safe) is in force."""
-        return bool(nftables.Nftables().cmd(f"list table {TABLE}")[0] == 0)
+        return bool(self._kept().cmd(f"list table {TABLE}")[0] == 0)
+
+    def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int]]:
+        """What these sets of proxyfw's table hold, of elements of two addresses and a port: the addresses, and for how
+        many seconds still. A set that does not exist holds nothing.
+        """
+        found = []
+        for item in (item for name in names for item in self._list(f"set {TABLE} {name}")):
+            for element in item.get("set", {}).get("elem", ()):
+                one, other, _ = element["elem"]["val"]["concat"]
+                found.append((ip_address(one), ip_address(other), int(element["elem"]["expires"])))
+        return found
 
     def counter(self, name: str) -> int:
         """Packets of a named counter of proxyfw's table; 0 where there is none."""
-        nft = nftables.Nftables()
-        nft.set_json_output(True)
-        status, output, _ = nft.cmd(f"list counter {TABLE} {name}")
-        if status:
-            return 0
-        items: list[dict[str, Any]] = json.loads(output)["nftables"]
+        items = self._list(f"counter {TABLE} {name}")
         return sum(item["counter"]["packets"] for item in items if "counter" in item)
+
+    def _list(self, what: str) -> list[dict[str, Any]]:
+        """The objects; none where there is no such thing."""
+        status, output, _ = self._kept().cmd(f"list {what}")
+        items: list[dict[str, Any]] = json.loads(output)["nftables"] if not status else []
+        return items
+
+    def _kept(self) -> nftables.Nftables:
+        if self._context is None:
+            self._context = nftables.Nftables()
+            self._context.set_json_output(True)
+        return self._context
+
+
+def _run(context: nftables.Nftables, text: str) -> None:
+    status, _, error = context.cmd(text)
+    if status:
+        raise NftError(error.strip() or f"libnftables answered {status}")

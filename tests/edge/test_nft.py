@@ -1,0 +1,190 @@
+"""Transactions against the real kernel, in a network namespace of this test's own."""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from typing import TypeVar
+
+import pytest
+
+from proxyfw.core.address import IPAddress
+from proxyfw.core.ruleset import TABLE
+from proxyfw.edge.nft import Nft, NftError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+CLONE_NEWNET = 0x40000000
+RULESET = """
+define port = 7
+table inet proxyfw {
+	set open4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
+	set open6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; }
+	set used4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic,timeout; timeout 1h; }
+	set ports { type inet_service; elements = { $port }; }
+	counter refused { packets 7 bytes 700; }
+}
+"""
+ONE = "10.137.0.11 . 192.0.2.1 . 123"
+OTHER = "10.137.0.11 . 192.0.2.2 . 123"
+
+T = TypeVar("T")
+Inside = Callable[[Callable[[], T]], T]
+
+
+def _enter() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+@pytest.fixture
+def inside() -> Iterator[Inside]:
+    """Runs a test in a thread with a network namespace to itself (unshare(2) is for one thread), which goes with it."""
+    with ThreadPoolExecutor(1, initializer=_enter) as thread:
+        yield lambda test: thread.submit(test).result()
+
+
+def prepared() -> Nft:
+    nft = Nft()
+    nft.apply(RULESET)
+    return nft
+
+
+def add(to: str, *elements: str) -> str:
+    return "".join(f"add element {TABLE} {to} {{ {element} }}\n" for element in elements)
+
+
+def held(nft: Nft, *names: str) -> list[tuple[IPAddress, IPAddress]]:
+    """Without the seconds."""
+    return [(one, other) for one, other, _ in nft.elements(names or ("open4",))]
+
+
+def pair(text: str) -> tuple[IPAddress, IPAddress]:
+    one, other, _ = text.split(" . ")
+    return ip_address(one), ip_address(other)
+
+
+def test_where_there_is_no_table(inside: Inside) -> None:
+    def test() -> None:
+        nft = Nft()
+        assert not nft.has_table()
+        assert nft.elements(("open4", "used4")) == []
+        assert nft.counter("refused") == 0
+        with pytest.raises(NftError, match="open4"):
+            nft.change(add("open4", f"{ONE} timeout 60s"))
+
+    inside(test)
+
+
+def test_a_ruleset_is_applied(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        assert nft.has_table()
+        assert nft.counter("refused") == 7
+        assert nft.counter("unheard-of") == 0
+
+    inside(test)
+
+
+def test_definitions_last_for_one_call(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.apply(f"delete table {TABLE}\n{RULESET}")
+        for send in (nft.apply, nft.change):
+            with pytest.raises(NftError, match="port"):
+                send(add("ports", "$port"))
+
+    inside(test)
+
+
+@pytest.mark.parametrize("way", ["apply", "change"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param("add element inet proxyfw unheard-of { 192.0.2.1 }", id="no such set"),
+        pytest.param("add element inet proxyfw open4 { 192.0.2.1 }", id="another kind of element"),
+        pytest.param("add element inet proxyfw open4 { $undefined }", id="an undefined variable"),
+        pytest.param("delete element inet proxyfw open4 { 10.0.0.1 . 192.0.2.9 . 1 }", id="the kernel refuses"),
+        pytest.param("add elephant {", id="no nftables at all"),
+    ],
+)
+def test_a_bad_line_changes_nothing(way: str, bad: str, inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        send = getattr(nft, way)
+        send(add("open4", f"{ONE} timeout 60s"))
+        with pytest.raises(NftError) as caught:
+            send(f"delete element {TABLE} open4 {{ {ONE} }}\n{add('open4', f'{OTHER} timeout 60s')}{bad}\n")
+        assert str(caught.value)
+        assert held(nft) == [pair(ONE)]
+        send(add("open4", f"{OTHER} timeout 60s"))  # and the next one is taken
+        assert sorted(held(nft)) == sorted([pair(ONE), pair(OTHER)])
+
+    inside(test)
+
+
+@pytest.mark.parametrize("way", ["apply", "change"])
+def test_no_text_is_no_change(way: str, inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        getattr(nft, way)("")
+        assert nft.has_table()
+
+    inside(test)
+
+
+def test_changes_to_a_table_that_was_replaced_meanwhile(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.change(add("open4", f"{ONE} timeout 60s"))
+        nft.apply(f"delete table {TABLE}\n{RULESET}")
+        assert held(nft) == []
+        nft.change(add("open4", f"{OTHER} timeout 60s"))
+        assert held(nft) == [pair(OTHER)]
+        nft.apply(f"delete table {TABLE}")
+        with pytest.raises(NftError):
+            nft.change(add("open4", f"{ONE} timeout 60s"))
+        nft.apply(RULESET)
+        nft.change(add("open4", f"{ONE} timeout 60s"))
+        assert held(nft) == [pair(ONE)]
+
+    inside(test)
+
+
+def test_what_sets_hold_and_for_how_long(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        assert nft.elements(("open4", "open6", "used4")) == []
+        six = "fd09:24ef:4179::a89:b . 2001:db8::1 . 123"
+        nft.change(add("open4", f"{ONE} timeout 60s") + add("open6", f"{six} timeout 2h") + add("used4", OTHER))
+        found = nft.elements(("unheard-of", "open4", "open6", "used4"))
+        assert [(one, other) for one, other, _ in found] == [pair(ONE), pair(six), pair(OTHER)]
+        # A second begins to run at once; what the set says of a timeout goes for those that bring none.
+        for (*_, seconds), most in zip(found, (60, 7200, 3600), strict=True):
+            assert most - 3 < seconds <= most
+        assert nft.elements(("refused", "unheard-of", "")) == []
+        assert nft.elements(()) == []
+
+    inside(test)
+
+
+def test_an_element_of_less_than_a_second(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.change(add("open4", f"{ONE} timeout 900ms"))
+        assert nft.elements(("open4",)) == [(*pair(ONE), 0)]
+
+    inside(test)
+
+
+def test_a_thousand_elements(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.change(
+            add("open4", *(f"10.137.0.11 . 192.0.{at // 250}.{at % 250} . 123 timeout 60s" for at in range(1000)))
+        )
+        assert len(set(held(nft))) == 1000
+
+    inside(test)
