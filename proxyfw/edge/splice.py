@@ -17,6 +17,7 @@ _ROUNDS = 16  # of splicing one direction before others get their turn
 _FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _LAST = _FLAGS | os.SPLICE_F_MORE  # the source's FIN is here already: the last bytes and ours leave in one segment
 _POOLED = 64
+_GATED = 1 << 14  # bytes of the client's first ones that are read at a time
 
 
 class Pipes:
@@ -76,9 +77,12 @@ class Splice:
     `to_server` and `to_client` are sent first; `sent` and `received` bytes had gone that way before.
     Owns both streams from `start` on. `on_close(splice, closed_by)` is called once, when they are closed; `closed_by`
     is "client", "server", or what `close` was called with.
+
+    `gate`, where given, is asked about the client's first bytes as they come: they wait until it says True, and with
+    False everything is closed.
     """
 
-    __slots__ = ("_client", "_down", "_on_close", "_pipes", "_poller", "_server", "_up", "active_at", "closed")
+    __slots__ = ("_client", "_down", "_gate", "_on_close", "_pipes", "_poller", "_server", "_up", "active_at", "closed")
 
     def __init__(
         self,
@@ -91,7 +95,9 @@ class Splice:
         to_client: bytes = b"",
         sent: int = 0,
         received: int = 0,
+        gate: Callable[[bytes], bool | None] | None = None,
     ) -> None:
+        self._gate = gate
         self._client, self._server = client, server
         self._poller, self._pipes, self._on_close = poller, pipes, on_close
         self._up = _Half(client, server, to_server, "client")
@@ -156,7 +162,11 @@ class Splice:
         """Carries bytes of one direction until the source has none or the other side takes none."""
         try:
             for _ in range(_ROUNDS):
-                if half.first:
+                if self._gate is not None and half is self._up:
+                    self._ask_gate(half, self._gate)
+                    if self.closed:
+                        return
+                elif half.first:
                     sent = half.into.sock.send(half.first, socket.MSG_MORE if half.ending else 0)
                     half.first = half.first[sent:]
                     half.count += sent
@@ -176,11 +186,22 @@ class Splice:
                 self._pipes.give(half.pipe)
                 half.pipe = None
         except OSError:
-            # Of two sockets one failed: the one written to while there was something to write.
-            writing = half.first or half.held
+            # Of two sockets one failed: the one written to while there was something to write. Up to a gate, none is.
+            gated = self._gate is not None and half is self._up
+            writing = not gated and (half.first or half.held)
             self.close(self._other(half).who if writing else half.who)
         else:
             self._poller.loop.call_soon(self._resume, half)
+
+    def _ask_gate(self, half: _Half, gate: Callable[[bytes], bool | None]) -> None:
+        """Reads the client's first bytes and has them judged. Raises BlockingIOError when there are no more for now."""
+        data = half.out_of.sock.recv(_GATED)
+        opened = gate(data) if data else not half.first  # an end without a word may be passed on, half a hello not
+        half.first += data
+        if opened:
+            self._gate = None
+        elif opened is False:
+            self.close("proxy")
 
     def _resume(self, half: _Half) -> None:
         if not self.closed:

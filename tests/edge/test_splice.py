@@ -101,7 +101,7 @@ class Bench:
         self.closings: list[str] = []
         self.splice = self.prepare()
 
-    def prepare(self, **options: bytes | int) -> Splice:
+    def prepare(self, **options: object) -> Splice:
         """A splice over these streams, not started."""
         self.splice = Splice(*self.streams, self.poller, self.pipes, self._on_close, **options)  # type: ignore[arg-type]
         return self.splice
@@ -405,6 +405,227 @@ def test_close_lets_go_of_what_is_under_way() -> None:
             with pytest.raises(ConnectionError):
                 await sending
             assert b.pipes._idle == idle  # a pipe with bytes in it never goes back
+
+    run(test())
+
+
+class Gate:
+    """Opens where the bytes so far have a full stop in them, and refuses an exclamation mark."""
+
+    def __init__(self) -> None:
+        self.seen = b""
+
+    def __call__(self, data: bytes) -> bool | None:
+        assert data
+        self.seen += data
+        return False if b"!" in self.seen else True if b"." in self.seen else None
+
+
+@asynccontextmanager
+async def gated(small: str = "", **options: object) -> AsyncIterator[tuple[Bench, Gate]]:
+    async with bench(small, start=False) as b:
+        gate = Gate()
+        b.prepare(gate=gate, **options).start()
+        yield b, gate
+
+
+async def nothing_reaches(peer: Peer) -> None:
+    """For some turns of the loop."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            peer.sock.recv(1)
+
+
+def test_a_gate_holds_the_first_bytes_until_it_opens() -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            for piece in (b"one", b" two", b" three"):
+                await b.client.send(piece)
+                await until(lambda piece=piece: gate.seen.endswith(piece))
+                await nothing_reaches(b.server)
+            assert b.splice.bytes_up == 0
+            await b.client.send(b". four")
+            assert await b.server.receive(19) == b"one two three. four"
+            await b.client.send(b" and five!")  # it is not asked any more
+            assert await b.server.receive(10) == b" and five!"
+            assert gate.seen == b"one two three. four"
+            assert b.splice.bytes_up == 29
+            await b.server.send(b"answer")
+            assert await b.client.receive(6) == b"answer"
+
+    run(test())
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["", "and ended"])
+def test_a_gate_judges_what_came_before_the_start(end: bool) -> None:
+    async def test() -> None:
+        async with bench(start=False) as b:
+            await b.client.send(b"hello.")
+            if end:
+                b.client.end()
+            b.prepare(gate=Gate()).start()
+            assert await b.server.receive(6) == b"hello."
+            b.server.end()
+            assert await b.client.rest() == b""
+            if end:
+                assert await b.server.rest() == b""
+                assert await b.closed == "client"
+
+    run(test())
+
+
+def test_a_gate_that_opens_late_for_a_slow_server() -> None:
+    async def test() -> None:
+        first = random.Random(7).randbytes(MEGABYTE).replace(b".", b",").replace(b"!", b"?")
+        async with gated(small="client and server") as (b, gate):
+            await b.client.send(first)
+            await until(lambda: gate.seen == first)
+            await nothing_reaches(b.server)
+            sending = asyncio.create_task(b.client.send(b"." + first))
+            await until(lambda: b.splice.bytes_up > 0)
+            assert await b.server.receive(2 * MEGABYTE + 1) == first + b"." + first
+            await sending
+            assert b.splice.bytes_up == 2 * MEGABYTE + 1
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([b"hello!"], id="the first bytes"),
+        pytest.param([b"hello", b" world", b"!"], id="later ones"),
+    ],
+)
+def test_a_gate_that_refuses_closes_both(pieces: list[bytes]) -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            for piece in pieces:
+                await b.client.send(piece)
+                await until(lambda piece=piece: gate.seen.endswith(piece))
+            assert await b.closed == "proxy"
+            assert await b.server.rest() == b""
+            assert await b.client.rest() == b""
+            assert (b.closings, b.splice.bytes_up) == (["proxy"], 0)
+
+    run(test())
+
+
+def test_a_gate_that_refuses_at_the_start() -> None:
+    async def test() -> None:
+        async with bench(start=False) as b:
+            await b.client.send(b"hello!")
+            b.prepare(gate=Gate(), to_client=b"220 ready").start()
+            assert b.closings == ["proxy"]
+            assert await b.server.rest() == b""
+            assert await b.client.rest() == b"220 ready"
+
+    run(test())
+
+
+def test_the_end_of_a_client_without_a_word_passes_the_gate() -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            b.client.end()
+            assert await b.server.rest() == b""
+            assert not b.closed.done()
+            await b.server.send(b"goodbye")
+            b.server.end()
+            assert await b.client.rest() == b"goodbye"
+            assert await b.closed == "client"
+            assert gate.seen == b""
+
+    run(test())
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "at once"])
+def test_a_client_that_ends_before_the_gate_has_opened(apart: bool) -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            await b.client.send(b"half a word")
+            if apart:
+                await until(lambda: gate.seen == b"half a word")
+            b.client.end()
+            assert await b.closed == "proxy"
+            assert await b.server.rest() == b""
+            assert await b.client.rest() == b""
+            assert b.splice.bytes_up == 0
+
+    run(test())
+
+
+def test_the_server_is_heard_while_the_gate_waits() -> None:
+    async def test() -> None:
+        answer = random.Random(8).randbytes(MEGABYTE)
+        async with gated(to_client=b"220 ") as (b, gate):
+            await b.client.send(b"EHLO")
+            await until(lambda: gate.seen == b"EHLO")
+            sending = asyncio.create_task(b.server.send(answer))
+            assert await b.client.receive(4 + MEGABYTE) == b"220 " + answer
+            await sending
+            await nothing_reaches(b.server)
+            assert (b.splice.bytes_up, b.splice.bytes_down) == (0, 4 + MEGABYTE)
+            assert not b.closed.done()
+
+    run(test())
+
+
+@pytest.mark.parametrize("who", [pytest.param("client", id="the client"), pytest.param("server", id="the server")])
+@pytest.mark.parametrize("words", [pytest.param(b"", id="without a word"), pytest.param(b"half", id="half a word")])
+def test_a_reset_while_the_gate_waits(who: str, words: bytes) -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            await b.client.send(words)
+            await until(lambda: gate.seen == words)
+            breaking, other = (b.client, b.server) if who == "client" else (b.server, b.client)
+            reset(breaking.sock)
+            assert await b.closed == who
+            assert await other.rest() == b""
+            assert b.splice.bytes_up == 0
+
+    run(test())
+
+
+def test_a_server_that_ends_while_the_gate_waits() -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            await b.client.send(b"half")
+            await until(lambda: gate.seen == b"half")
+            await b.server.send(b"goodbye")
+            b.server.end()
+            assert await b.client.rest() == b"goodbye"
+            await nothing_reaches(b.server)
+            assert not b.closed.done()
+            await b.client.send(b" whole.")
+            b.client.end()
+            assert await b.server.rest() == b"half whole."
+            assert await b.closed == "server"
+
+    run(test())
+
+
+def test_a_client_that_answers_the_servers_end_with_its_own_behind_a_gate() -> None:
+    async def test() -> None:
+        async with gated() as (b, _):
+            b.server.end()
+            assert await b.client.rest() == b""
+            b.client.end()
+            assert await b.closed == "server"
+            assert await b.server.rest() == b""
+
+    run(test())
+
+
+def test_close_while_the_gate_waits() -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            await b.client.send(b"half")
+            await until(lambda: gate.seen == b"half")
+            b.splice.close("policy")
+            assert await b.server.rest() == b""
+            assert await b.client.rest() == b""
+            assert b.closings == ["policy"]
 
     run(test())
 
