@@ -32,10 +32,10 @@ as_root() {
 packages() {
 	if command -v apt-get >/dev/null; then
 		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux
+		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium
 	else
 		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium
 	fi
 }
 
@@ -126,7 +126,7 @@ uninstall)
 	rm -rf "$venv"
 	say "$venv is gone. Rules that a running proxyfw left stay in force; to take them away:"
 	say "  nft delete table inet proxyfw; for f in -4 -6; do ip \$f rule del priority 7300; ip \$f route flush table 7300; done"
-	say "The log stays in its state_dir (/var/lib/proxyfw)."
+	say "The log and the pins stay in its state_dir (/var/lib/proxyfw)."
 	;;
 -h | --help | help) usage 0 ;;
 *) usage 2 ;;

@@ -9,18 +9,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from proxyfw import __version__
 from proxyfw.core.config import Config, parse_state_dir
 from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
-from proxyfw.core.verdict import Allow, Deny, in_a_word
+from proxyfw.core.verdict import Allow, Deny, in_a_word, is_refused
 from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
+from proxyfw.explain import client_report, explain
 from proxyfw.load import Loaded, default_config, load, load_profiles
 from proxyfw.logview import Table, as_json, parse_since, visible
-from proxyfw.report import client_report, profile_report, profile_table, status_report
+from proxyfw.report import profile_report, profile_table, status_report
 from proxyfw.service import CONTROL_SOCKET, LOG_FILE
 
 _MAX_DIGITS = 9
@@ -134,8 +136,11 @@ _EXPLAIN_MORE = """\
 Examples:
   proxyfw explain work https://api.github.com/meta
   proxyfw explain work example.org:8443
+  proxyfw explain work github.com:22
+  proxyfw explain work 0.pool.ntp.org:123/udp
   proxyfw explain work 192.0.2.7:22
-It asks the same function that decides for the service, with the files as they are now.
+It asks the same function that decides for the service, with the files as they are now. From a running service it
+takes the pins: what this client was told of names and their addresses.
 Exit codes: 0 allowed, 1 denied, 2 the question could not be answered."""
 
 _LOG_MORE = """\
@@ -237,25 +242,36 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.client not in policy.clients:
         known = ", ".join(policy.clients) or "none"
         return _fail(f"explain: no client {arguments.client!r} in {_path(arguments)} (there: {known})")
-    verdict = policy.decide(target.flow(arguments.client))
-    words = in_a_word(verdict)
-    detail = verdict.detail if isinstance(verdict, Deny) else ""
+    found = explain(policy, arguments.client, target, _pins(arguments))
+    verdict, words = found.verdict, in_a_word(found.verdict)
     if arguments.json:
         _print_json(
             {
                 "client": arguments.client,
                 "target": arguments.target,
+                "name": found.flow.name,
                 "verdict": words,
                 "reason": verdict.reason.value,
                 "rule": verdict.rule,
                 "where": verdict.where if isinstance(verdict, Allow) else "",
-                "detail": detail,
+                "detail": verdict.detail if isinstance(verdict, Deny) else "",
+                "resolves": found.query is not None and not is_refused(found.query),
+                "pins": found.pins,
             }
         )
     else:
-        for line in client_report(policy.clients[arguments.client], target, words, verdict, detail):
+        for line in client_report(arguments.client, target, found):
             print(line)
     return 0 if words != "deny" else 1
+
+
+def _pins(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
+    """What the running service has told the client; None where there is no such service."""
+    try:
+        pins: list[dict[str, Any]] = ask(_state_dir(arguments) / CONTROL_SOCKET, f"pins {arguments.client}")["pins"]
+    except (ControlError, KeyError):
+        return None
+    return pins
 
 
 def _state_dir(arguments: argparse.Namespace) -> Path:

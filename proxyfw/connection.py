@@ -9,19 +9,20 @@ import errno
 import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxyfw.core import tls
 from proxyfw.core.address import IPAddress, dial_order
 from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
 from proxyfw.edge.dial import OwnAddressError, dial
-from proxyfw.edge.logdb import LogWriter, Row
-from proxyfw.edge.poller import Poller, Stream
-from proxyfw.edge.resolver import Failure, Resolver
-from proxyfw.edge.splice import Pipes, Splice
+from proxyfw.edge.logdb import Row
+from proxyfw.edge.poller import Stream
+from proxyfw.edge.resolver import Failure
+from proxyfw.edge.splice import Splice
+from proxyfw.shared import Shared
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
@@ -30,17 +31,6 @@ LINGER = 1.0  # seconds that a refused client has to read its refusal
 _CHUNK = 1 << 14
 
 _REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
-
-
-@dataclass(slots=True)
-class Shared:
-    """What all connections share. `policy` is replaced as a whole on reload; everything else stays."""
-
-    policy: Policy
-    resolver: Resolver
-    poller: Poller
-    log: LogWriter
-    pipes: Pipes = field(default_factory=Pipes)
 
 
 @dataclass(slots=True)
@@ -141,10 +131,18 @@ class Connection:
                 self._on_done(self)
 
     def flow(self, sniffed: Sniffed | None = None) -> Flow:
-        """This connection as the policy sees it."""
+        """This connection as the policy sees it: where it names no host, by what its client was told of the address."""
+        ends = self.ends
         name, source = (sniffed.name, NameSource.SNI) if isinstance(sniffed, Named) else (None, NameSource.NONE)
         broken = sniffed if isinstance(sniffed, Malformed) else None
-        return Flow(self.ends.client, self.protocol, self.ends.destination, self.ends.port, name, source, broken)
+        flow = Flow(ends.client, self.protocol, ends.destination, ends.port, name, source, broken)
+        if name is not None:
+            return flow
+        return self._shared.policy.decide_pinned(flow, self._shared.pins.names(ends.client, ends.destination))[0]
+
+    def granted_by_pin(self) -> bool:
+        """Whether a pin grants whatever is spoken here, before anything is known of it."""
+        return isinstance(self.decide(self.flow()), Allow)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
@@ -164,7 +162,7 @@ class Connection:
             if isinstance(found, Stream):
                 return verdict, found
             verdict = policy.observed(flow.client, found)
-        if isinstance(verdict, Deny) and not verdict.observed:
+        if is_refused(verdict):
             return verdict, None
         try:
             return verdict, await dial((self.ends.destination,), flow.port, self._shared.poller, self.arm)
@@ -174,7 +172,13 @@ class Connection:
     async def _by_name(self, policy: Policy, flow: Flow, verdict: Allow) -> Stream | Deny:
         """Dials one of the name's own addresses; that the client aims at another changes nothing."""
         assert flow.name is not None
-        answer = self._shared.resolver.cached(flow.name) or await self._shared.resolver.resolve(flow.name)
+        resolver, aimed_at = self._shared.resolver, self.ends.destination
+        answer = resolver.cached(flow.name)
+        if self._shared.pins.holds(flow.client, aimed_at, flow.name):
+            # Dialled as it is; others only where they are known, should it be dead.
+            known = answer if isinstance(answer, tuple) else ()
+            answer = (aimed_at, *(address for address in known if address != aimed_at))
+        answer = answer or await resolver.resolve(flow.name)
         if isinstance(answer, Failure):
             return Deny(_REASON_OF[answer], verdict.rule)
         addresses = policy.reachable(verdict, answer)
@@ -187,7 +191,13 @@ class Connection:
             return _not_reached(verdict.rule, error)
 
     def begin_splice(
-        self, server: Stream, to_server: bytes, to_client: bytes, sent: int = 0, received: int = 0
+        self,
+        server: Stream,
+        to_server: bytes,
+        to_client: bytes,
+        sent: int = 0,
+        received: int = 0,
+        gate: Callable[[bytes], bool | None] | None = None,
     ) -> None:
         """Hands both sockets to the kernel's care; the task may end. `sent`, `received`: bytes gone before."""
         assert self.entry is not None
@@ -201,6 +211,7 @@ class Connection:
             to_client,
             sent,
             received,
+            gate,
         )
         self.splice.start()
 
@@ -264,6 +275,7 @@ class Connection:
         self._shared.log.open_row(row)
         if word != "deny":
             self.entry = Entry(flow, row, self._shared.poller.loop.time())
+            self._shared.pins.use(self.ends.client, self.ends.destination)
 
     def end_entry(self, closed_by: str, up: int = 0, down: int = 0) -> None:
         """Completes the row of what was let through, if there is one."""
@@ -272,6 +284,7 @@ class Connection:
         entry, self.entry = self.entry, None
         duration = self._shared.poller.loop.time() - entry.since
         self._shared.log.close_row(entry.row, up, down, duration, closed_by)
+        self._shared.pins.release(self.ends.client, self.ends.destination)
 
     @property
     def armed(self) -> bool:

@@ -13,7 +13,7 @@ from proxyfw.core import http1
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Flow, NameSource
 from proxyfw.core.sniffed import Malformed
-from proxyfw.core.verdict import Deny, Reason, Verdict
+from proxyfw.core.verdict import Deny, Reason, Verdict, is_refused
 from proxyfw.edge.poller import Stream
 
 _CHUNK = 1 << 14
@@ -178,8 +178,8 @@ class HttpFlow:
         flow = connection.flow()._replace(name=name, name_source=source)
         entry = connection.entry
         again = connection.decide(flow)
-        permitted = not isinstance(again, Deny) or again.observed
-        if permitted and self._session.reusable and self._server is not None and entry and entry.flow == flow:
+        same_host = entry is not None and entry.flow == flow and self._server is not None
+        if same_host and self._session.reusable and not is_refused(again):
             return self._session.permit(fresh=False)
         self._drop_server()
         verdict, server = await connection.connect(flow)

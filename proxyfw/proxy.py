@@ -7,12 +7,13 @@ from collections import Counter
 from functools import lru_cache
 from ipaddress import ip_address
 
-from proxyfw.connection import Connection, Ends, Entry, Shared
+from proxyfw.connection import Connection, Ends, Entry
 from proxyfw.core.address import IPAddress
 from proxyfw.core.policy import Policy
-from proxyfw.core.verdict import Allow, Deny, Reason
+from proxyfw.core.verdict import Allow, Deny, Reason, is_refused
 from proxyfw.edge.poller import Stream
 from proxyfw.serve import serve
+from proxyfw.shared import Shared
 
 MAX_CONNECTIONS = 16384
 MAX_PER_CLIENT = 4096
@@ -174,7 +175,7 @@ def _still_permitted(policy: Policy, entry: Entry) -> bool:
         by_name = entry.row.reason == Reason.DOMAIN
         reached = policy.reachable(verdict, [_address(entry.row.destination)])
         return (by_name and bool(reached)) or policy.observes(entry.flow.client)
-    return isinstance(verdict, Allow) or verdict.observed
+    return not is_refused(verdict)
 
 
 @lru_cache(maxsize=4096)

@@ -5,46 +5,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from proxyfw.core.policy import ClientPolicy
 from proxyfw.core.profile import Library, Profile, link
-from proxyfw.core.target import Target
-from proxyfw.core.verdict import Allow, Reason, Verdict
 from proxyfw.logview import printable
-
-_IN_WORDS = {
-    Reason.DOMAIN: "a profile grants this name",
-    Reason.NETWORK: "a profile grants this address; the kernel forwards it",
-    Reason.UPSTREAM_DNS: "DNS to the configured resolver",
-    Reason.NO_MATCH: "no profile of this client grants this name",
-    Reason.NO_NAME: "no name can be read from it, and no profile of this client grants the address",
-    Reason.INTERNAL_ADDRESS: "the netvm, other clients and internal ranges are never reached",
-}
-
-
-def client_report(client: ClientPolicy, target: Target, words: str, verdict: Verdict, detail: str) -> list[str]:
-    """The answer of `explain`."""
-    lines = [f"{words}: {client.name} -> {target}", f"  reason:  {verdict.reason.value} ({_IN_WORDS[verdict.reason]})"]
-    if isinstance(verdict, Allow) and verdict.rule:
-        lines.append(f"  rule:    {verdict.rule} ({verdict.where})")
-    if detail:
-        lines.append(f"  detail:  {detail}")
-    if words == "observe":
-        lines.append("  mode:    observe: it is logged as refused, and let through")
-    if words != "allow" and verdict.reason is Reason.NO_MATCH and isinstance(target.host, str):
-        port = "" if target.port in (80, 443) else f":{target.port}"
-        lines.append(
-            f'  to allow it: add "{target.host}{port}" to domains: of a profile of this client, then proxyfw reload'
-        )
-        if port:
-            lines.append("  (for TLS and plain HTTP; other protocols are allowed by address, under networks:)")
-    return lines
 
 
 def status_report(status: Mapping[str, Any], now: float) -> list[str]:
     """The answer of `status`."""
     log = status["log"]
     lines = [
-        f"proxyfw {status['version']}, running for {_span(now - status['since'])}, pid {status['pid']}",
+        f"proxyfw {status['version']}, running for {span(now - status['since'])}, pid {status['pid']}",
         f"configuration: {status['config']}"
         + (f", reloaded {_moment(status['reloaded'])}" if status["reloaded"] else ""),
     ]
@@ -52,6 +21,7 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
         lines.append("the latest reload was NOT taken; the last good policy is in force:")
         lines += [f"  {problem}" for problem in status["reload_failed"]]
     lines.append(f"resolvers: {', '.join(status['resolvers'])}")
+    lines += _relay_lines(status["relay"])
     lines.append(f"log: {log['file']}, {log['written']} rows written since the start, {log['lost']} lost")
     if log["error"]:
         lines.append(f"  the log cannot be written: {log['error']}")
@@ -61,12 +31,34 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
             f" (and {log['kernel_overruns']} overruns of the kernel's buffer)"
         )
     lines.append(f"connections accepted since the start: {status['accepted']}")
-    rows = [("client", "mode", "open", "address", "profiles")]
+    rows = [("client", "mode", "dns", "open", "pins", "look-ups", "address", "profiles")]
     rows += [
-        (c["name"], c["mode"], str(c["connections"]), " ".join(c["addresses"]) or "-", " ".join(c["profiles"]) or "-")
+        (
+            *(c["name"], c["mode"], c["dns"], str(c["connections"]), str(c["pins"]), str(c["lookups"])),
+            *(" ".join(c["addresses"]) or "-", " ".join(c["profiles"]) or "-"),
+        )
         for c in status["clients"]
     ]
     return lines + _aligned(rows)
+
+
+def _relay_lines(relay: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"relay: {relay['queries']} queries: {relay['cached']} answered from the cache, {relay['looked_up']} looked up,"
+        f" {relay['refused']} refused"
+    ]
+    for key, words in (
+        ("limited", "queries refused, as their client had too many names looked up"),
+        ("dropped", "packets dropped, as their client sent too many"),
+        ("failed", "look-ups that no resolver answered"),
+        ("unreadable", "messages that were no DNS query"),
+        ("not_logged", "refusals and answers not logged, as there were too many"),
+    ):
+        if relay[key]:
+            lines.append(f"  {words}: {relay[key]}")
+    if relay["pins_not_kept"]:
+        lines.append(f"  pins will not survive a restart: {relay['pins_not_kept']}")
+    return lines
 
 
 def profile_table(profiles: Iterable[Profile]) -> list[str]:
@@ -127,7 +119,8 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A duration in its largest whole unit."""
     whole = max(0, int(seconds))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if whole >= size:

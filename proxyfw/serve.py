@@ -1,11 +1,12 @@
 """What happens to a connection, stage by stage: sniff, decide, resolve and dial, splice."""
 
 from proxyfw.connection import Connection
-from proxyfw.core import http1, tls
 from proxyfw.core.policy import Protocol
-from proxyfw.core.sniffed import Malformed, Named, NeedMore, NotMine, Sniffed
+from proxyfw.core.sniffed import Malformed, Named, NeedMore, Sniffed
+from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.http_flow import HttpFlow
+from proxyfw.server_first import first_words
 from proxyfw.tls_flow import TlsFlow
 
 _CHUNK = 1 << 14
@@ -13,12 +14,21 @@ _CHUNK = 1 << 14
 
 async def serve(connection: Connection) -> None:
     """Serves one connection until its splice begins, or it ends."""
+    first = await first_words(connection) if connection.granted_by_pin() else b""
+    if first is None:
+        return
     connection.arm_sniff()
-    first, sniffed, hello_end = await _sniff(connection)
+    sniffer = Sniffer()
+    sniffed = await _sniff(connection, sniffer, first)
+    await _judge(connection, sniffer, sniffed)
+
+
+async def _judge(connection: Connection, sniffer: Sniffer, sniffed: Sniffed) -> None:
+    first = sniffer.data
     late = isinstance(sniffed, Malformed) and sniffed.reason is Reason.TIMEOUT
     if connection.protocol is Protocol.HTTP and not late:
         http = HttpFlow(connection, first)
-        del first
+        sniffer.data = first = b""  # up to 64 KiB, and the connection may be kept for long
         await http.run()
         return
     connection.disarm()
@@ -29,39 +39,28 @@ async def serve(connection: Connection) -> None:
         assert isinstance(verdict, Deny)
         await connection.refuse(verdict)
     elif connection.protocol is Protocol.TLS and isinstance(sniffed, Named):
-        await TlsFlow(connection, server, sniffed).run(first, hello_end)
+        await TlsFlow(connection, server, sniffed).run(first, sniffer.hello_end)
     else:
         connection.begin_splice(server, first, b"")
 
 
-async def _sniff(connection: Connection) -> tuple[bytes, Sniffed, int]:
-    """The client's first bytes, what they say, and where a ClientHello in them ends."""
-    hello = tls.ClientHello()
-    data = b""
+async def _sniff(connection: Connection, sniffer: Sniffer, piece: bytes = b"") -> Sniffed:
+    """What the client's first bytes say; `piece`: those that are here already."""
     while True:
-        try:
-            piece = await connection.client.recv(_CHUNK)
-        except TimeoutError:
-            return data, _too_late(data), 0
-        except ConnectionError:
-            piece = b""
         if not piece:
-            return data, _ended_early(data), 0
-        data += piece
-        if connection.protocol is not Protocol.HTTP:
-            answer = hello.feed(piece)
-            if not isinstance(answer, NotMine):
-                connection.protocol = Protocol.TLS
-                if not isinstance(answer, NeedMore):
-                    return data, answer, hello.consumed
-                continue
-        answer = http1.sniff(data)
-        if isinstance(answer, NotMine):
-            connection.protocol = Protocol.TCP
-            return data, answer, 0
-        connection.protocol = Protocol.HTTP
+            try:
+                piece = await connection.client.recv(_CHUNK)
+            except TimeoutError:
+                return _too_late(sniffer.data)
+            except ConnectionError:
+                piece = b""
+        if not piece:
+            return _ended_early(sniffer.data)
+        answer = sniffer.feed(piece)
+        connection.protocol = sniffer.protocol
         if not isinstance(answer, NeedMore):
-            return data, answer, 0
+            return answer
+        piece = b""
 
 
 def _too_late(data: bytes) -> Malformed:

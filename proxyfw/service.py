@@ -9,31 +9,38 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxyfw import __version__
-from proxyfw.connection import Shared
 from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
-from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, render
-from proxyfw.core.verdict import Reason
+from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY4, RELAY6, RELAY_PORT, render
+from proxyfw.dnsrelay import DnsRelay
+from proxyfw.dnsserve import DnsServer
 from proxyfw.edge import files, routes
 from proxyfw.edge.control import Answer, Control
+from proxyfw.edge.dnssocket import DNS_PORT, DnsSocket
 from proxyfw.edge.listen import listen
-from proxyfw.edge.logdb import LogWriter, Row
-from proxyfw.edge.nflog import Nflog, NflogError, Refused
+from proxyfw.edge.logdb import LogWriter
+from proxyfw.edge.nflog import Nflog, NflogError
 from proxyfw.edge.nft import Nft, NftError
+from proxyfw.edge.pinstore import PinStore
 from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
+from proxyfw.edge.upstream import Upstream
 from proxyfw.load import Loaded, load
 from proxyfw.logview import visible
+from proxyfw.packetlog import client_of, row_of
+from proxyfw.pinning import PinKeeper
 from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS, Proxy
+from proxyfw.shared import Shared
 
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
-_UNLOGGED = "unlogged"  # the counter of the packet layer
+PIN_FILE = "pins.sqlite"
+_UNLOGGED, _UNASKED = "unlogged", "queries_dropped"  # the counters of the packet layer
 _SPARE_DESCRIPTORS = 256
 _GARBAGE = 20_000
 
@@ -61,7 +68,7 @@ class Service:
         self._nft = Nft()
         self._nflog = Nflog(LOG_GROUP)
         self._poller = Poller()
-        self._unlogged = 0
+        self._counted = {_UNLOGGED: 0, _UNASKED: 0}  # of the tables before the present one
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[Answer]] = set()
@@ -76,11 +83,13 @@ class Service:
             say(str(problem))
         self._state = _State(loaded, loaded.config, time.time())
         loop = asyncio.get_running_loop()
-        try:
-            listeners = [listen(family, PROXY_PORT) for family in (socket.AF_INET, socket.AF_INET6) if _has(family)]
-        except OSError as error:
-            raise StartError(f"port {PROXY_PORT} on loopback: {error.strerror}; is proxyfw running already?") from None
+        families = [family for family in (socket.AF_INET, socket.AF_INET6) if _has(family)]
+        proxied, relayed = ([_listen(family, port) for family in families] for port in (PROXY_PORT, RELAY_PORT))
+        datagrams = [_open_dns(family) for family in families]
         self._start_log(loaded)
+        store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
+        self._pins = PinKeeper(loaded.policy, self._nft, store, loop)
+        self._pins.restore()
         control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
         try:
             await control.start()
@@ -95,10 +104,14 @@ class Service:
             control.stop()
             raise StartError(f"the packet layer could not be set up: {error}") from None
         self._poller.start(loop)
-        resolver = Resolver(loaded.policy.upstream, loop.time)
-        self._shared = Shared(loaded.policy, resolver, self._poller, self._log)
+        self._pins.start()
+        resolver = self._resolver(loaded.policy, loop)
+        self._shared = Shared(loaded.policy, resolver, self._poller, self._log, self._pins)
         self._proxy = Proxy(self._shared, _raise_descriptors())
-        self._proxy.start(listeners)
+        self._proxy.start(proxied)
+        self._relay = DnsRelay(self._shared)
+        dns = DnsServer(self._relay, loop)
+        await dns.start(datagrams, relayed)
         loop.add_reader(self._nflog.fileno(), self._on_refused)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -109,11 +122,13 @@ class Service:
         say(f"ready: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles, log in {self._log.path}")
         await self._stop.wait()
         control.stop()
+        await dns.stop()
         self._proxy.stop()
         await asyncio.sleep(0)  # lets the closed connections write their rows
         self._shared.pipes.close()
         self._poller.stop()
         self._nflog.stop()
+        await self._pins.stop()
         self._log.stop()
         say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")
 
@@ -136,11 +151,19 @@ class Service:
         if self._log.last_error:
             say(f"the log cannot be written now, and will be tried again: {self._log.last_error}")
 
+    def _resolver(self, policy: Policy, loop: asyncio.AbstractEventLoop) -> Resolver:
+        self._upstream = Upstream(policy.upstream, loop.time)
+        return Resolver(self._upstream.ask, loop.time)
+
     def _apply(self, loaded: Loaded, policy: Policy) -> None:
         assert loaded.config is not None
-        self._unlogged += self._nft.counter(_UNLOGGED)  # the new table counts from 0 again
         skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
-        self._nft.apply(render(policy, skeleton, loaded.config.downstream_group))
+        counted = {name: self._count(name) for name in self._counted}  # the new table counts from 0 again
+        self._nft.apply(render(policy, skeleton, loaded.config.downstream_group, self._pins.ports(policy)))
+        self._counted = counted
+
+    def _count(self, name: str) -> int:
+        return self._counted[name] + self._nft.counter(name)
 
     def _on_hangup(self) -> None:
         task = asyncio.get_running_loop().create_task(self._reload())
@@ -160,7 +183,8 @@ class Service:
                 return self._reload_failed([*told, f"the packet layer could not be set up: {error}"])
             self._state.loaded = loaded
             if loaded.policy.upstream != self._shared.policy.upstream:
-                self._shared.resolver = Resolver(loaded.policy.upstream, self._poller.loop.time)
+                self._shared.resolver = self._resolver(loaded.policy, self._poller.loop)
+            self._pins.replaced(loaded.policy)
             closed = self._proxy.rejudge(loaded.policy)
             self._state.reloaded, self._state.failed = time.time(), []
             told += _needs_restart(self._state.started, loaded.config)
@@ -175,18 +199,28 @@ class Service:
         return {"ok": False, "problems": problems}
 
     def _on_refused(self) -> None:
+        policy = self._shared.policy
         for refused in self._nflog.read():
-            self._log.open_row(_row(refused, self._shared.policy))
+            names = self._pins.names(client_of(refused, policy), refused.destination)
+            self._log.open_row(row_of(refused, policy, names))
 
     async def _answer(self, command: str) -> Answer:
         if command == "reload":
             return await self._reload()
         if command == "status":
             return self._status()
+        if command.startswith("pins "):
+            return self._pinned(command.removeprefix("pins "))
         return {"ok": False, "problems": [f"unknown command {command!r}"]}
+
+    def _pinned(self, client: str) -> Answer:
+        found = self._pins.of(client)
+        pins = [{"name": pin.name, "address": str(pin.address), "seconds": round(left)} for pin, left in found]
+        return {"ok": True, "pins": pins}
 
     def _status(self) -> Answer:
         policy, open_now = self._shared.policy, self._proxy.open_connections()
+        pins = self._pins.count()
         return {
             "ok": True,
             "version": __version__,
@@ -201,18 +235,27 @@ class Service:
                     "addresses": [str(address) for address in client.addresses],
                     "profiles": list(self._profiles_of(client.name)),
                     "mode": "observe" if client.observe else "enforce",
+                    "dns": "all" if client.dns_all else "profile",
                     "connections": open_now.get(client.name, 0),
+                    "pins": pins.get(client.name, 0),
+                    "lookups": self._relay.by_client[client.name],
                 }
                 for client in policy.clients.values()
             ],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
             "accepted": self._proxy.accepted,
+            "relay": {
+                **asdict(self._relay.counts),
+                "dropped": self._count(_UNASKED),
+                "resolver_failures": self._upstream.failures,
+                "pins_not_kept": self._pins.store_error,
+            },
             "log": {
                 "file": str(self._log.path),
                 "written": self._log.written,
                 "lost": self._log.dropped,
                 "error": self._log.last_error,
-                "packets_not_logged": self._unlogged + self._nft.counter(_UNLOGGED),
+                "packets_not_logged": self._count(_UNLOGGED),
                 "kernel_overruns": self._nflog.lost,
             },
         }
@@ -228,21 +271,6 @@ def say(text: str) -> None:
         print(f"proxyfw: {visible(text)}", file=sys.stderr, flush=True)
 
 
-def _row(refused: Refused, policy: Policy) -> Row:
-    mode, _, reason = refused.prefix.rpartition(" ")
-    # An address that came from the wrong interface is nobody's.
-    known = reason != Reason.UNKNOWN_CLIENT
-    return Row(
-        client=(policy.client_at(str(refused.source)) or "") if known else "",
-        address=str(refused.source),
-        protocol=refused.protocol,
-        destination=str(refused.destination),
-        port=refused.port,
-        verdict=mode or "deny",
-        reason=reason,
-    )
-
-
 def _needs_restart(started: Config, now: Config) -> list[str]:
     """What the files say now and the service was not started with."""
     return [
@@ -254,6 +282,23 @@ def _needs_restart(started: Config, now: Config) -> list[str]:
         )
         if getattr(started, attribute) != getattr(now, attribute)
     ]
+
+
+def _listen(family: socket.AddressFamily, port: int) -> socket.socket:
+    try:
+        return listen(family, port)
+    except OSError as error:
+        raise StartError(f"port {port} on loopback: {error.strerror}; is proxyfw running already?") from None
+
+
+def _open_dns(family: socket.AddressFamily) -> DnsSocket:
+    sock, address = DnsSocket(family), RELAY6 if family == socket.AF_INET6 else RELAY4
+    try:
+        sock.open(address)
+    except OSError as error:
+        fix = f"`ss -lunp sport = {DNS_PORT}` tells who has it; a resolver there must not listen on every address"
+        raise StartError(f"UDP port {DNS_PORT} at {address}: {error.strerror}; {fix}") from None
+    return sock
 
 
 def _has(family: socket.AddressFamily) -> bool:

@@ -10,7 +10,7 @@ import errno
 from proxyfw.connection import Connection
 from proxyfw.core import tls
 from proxyfw.core.sniffed import Malformed, Named, NeedMore
-from proxyfw.core.verdict import Deny, Reason
+from proxyfw.core.verdict import Reason, is_refused
 from proxyfw.edge.poller import Stream
 
 SERVER_DEADLINE = 60.0  # seconds for the server's first byte
@@ -95,6 +95,6 @@ class TlsFlow:
         verdict = connection.decide(flow)
         connection.end_entry("proxy")
         connection.record(flow, verdict)
-        if isinstance(verdict, Deny) and not verdict.observed:
+        if is_refused(verdict):
             await connection.refuse(verdict)
             raise ConnectionAbortedError(errno.ECONNABORTED, broken.detail)

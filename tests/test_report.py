@@ -5,12 +5,8 @@ from typing import Any
 
 import pytest
 
-from proxyfw.core.config import parse_config
-from proxyfw.core.policy import Policy, build
-from proxyfw.core.profile import Profile, link, parse_profile
-from proxyfw.core.target import parse_target
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
-from proxyfw.report import client_report, profile_report, profile_table, status_report
+from proxyfw.core.profile import Profile, parse_profile
+from proxyfw.report import profile_report, profile_table, status_report
 
 PROFILES = {
     "github": 'description: GitHub web\ndomains: [github.com, "*.github.com"]\nnetworks: ["140.82.112.0/20:22"]\n'
@@ -29,105 +25,6 @@ def profiles() -> dict[str, Profile]:
     return found
 
 
-def policy() -> Policy:
-    config, problems = parse_config(
-        "proxyfw.yaml",
-        "clients: {work: {profiles: [github], address: 10.137.0.11}}\ndns: {upstream: [10.139.1.1]}",
-    )
-    assert config is not None, problems
-    return build(config, link(profiles())[0], ())
-
-
-@pytest.mark.parametrize(
-    ("target", "words", "lines"),
-    [
-        pytest.param(
-            "https://api.github.com/meta",
-            "allow",
-            [
-                "allow: work -> api.github.com port 443/tcp",
-                "  reason:  domain (a profile grants this name)",
-                "  rule:    github: *.github.com (profiles/github.yaml:2)",
-            ],
-            id="a name that is granted",
-        ),
-        pytest.param(
-            "140.82.112.3:22",
-            "allow",
-            [
-                "allow: work -> 140.82.112.3 port 22/tcp",
-                "  reason:  network (a profile grants this address; the kernel forwards it)",
-                "  rule:    github: 140.82.112.0/20:22 (profiles/github.yaml:3)",
-            ],
-            id="an address that is granted",
-        ),
-        pytest.param(
-            "10.139.1.1:53/udp",
-            "allow",
-            [
-                "allow: work -> 10.139.1.1 port 53/udp",
-                "  reason:  upstream-dns (DNS to the configured resolver)",
-            ],
-            id="the resolver",
-        ),
-        pytest.param(
-            "evil.example",
-            "deny",
-            [
-                "deny: work -> evil.example port 443/tcp",
-                "  reason:  no-match (no profile of this client grants this name)",
-                '  to allow it: add "evil.example" to domains: of a profile of this client, then proxyfw reload',
-            ],
-            id="a name that is not",
-        ),
-        pytest.param(
-            "github.com:8443",
-            "deny",
-            [
-                "deny: work -> github.com port 8443/tcp",
-                "  reason:  no-match (no profile of this client grants this name)",
-                "  detail:  granted on 80/tcp, 443/tcp",
-                '  to allow it: add "github.com:8443" to domains: of a profile of this client, then proxyfw reload',
-                "  (for TLS and plain HTTP; other protocols are allowed by address, under networks:)",
-            ],
-            id="another port of a granted name",
-        ),
-        pytest.param(
-            "198.51.100.1:22",
-            "deny",
-            [
-                "deny: work -> 198.51.100.1 port 22/tcp",
-                "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
-            ],
-            id="an address that is not granted",
-        ),
-        pytest.param(
-            "10.137.0.1:22",
-            "deny",
-            [
-                "deny: work -> 10.137.0.1 port 22/tcp",
-                "  reason:  internal-address (the netvm, other clients and internal ranges are never reached)",
-            ],
-            id="an internal address",
-        ),
-    ],
-)
-def test_explain(target: str, words: str, lines: list[str]) -> None:
-    found, asked = policy(), parse_target(target)
-    verdict: Verdict = found.decide(asked.flow("work"))
-    assert isinstance(verdict, Allow) == (words == "allow")
-    detail = verdict.detail if isinstance(verdict, Deny) else ""
-    assert client_report(found.clients["work"], asked, words, verdict, detail) == lines
-
-
-def test_explain_of_what_observe_mode_lets_through() -> None:
-    verdict = Deny(Reason.NO_MATCH, observed=True)
-    lines = client_report(policy().clients["work"], parse_target("evil.example"), "observe", verdict, "")
-    assert lines[0] == "observe: work -> evil.example port 443/tcp"
-    assert "  mode:    observe: it is logged as refused, and let through" in lines
-    assert lines[-1].startswith('  to allow it: add "evil.example"')
-
-
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
     "since": 1000.0,
@@ -136,6 +33,19 @@ STATUS: dict[str, Any] = {
     "reloaded": 0.0,
     "reload_failed": [],
     "resolvers": ["10.139.1.1", "10.139.1.2"],
+    "relay": {
+        "queries": 20,
+        "cached": 9,
+        "looked_up": 4,
+        "refused": 7,
+        "limited": 0,
+        "failed": 0,
+        "unreadable": 0,
+        "not_logged": 0,
+        "dropped": 0,
+        "resolver_failures": 0,
+        "pins_not_kept": "",
+    },
     "log": {
         "file": "/var/lib/proxyfw/log.sqlite",
         "written": 12,
@@ -146,8 +56,26 @@ STATUS: dict[str, Any] = {
     },
     "accepted": 9,
     "clients": [
-        {"name": "work", "mode": "enforce", "connections": 3, "addresses": ["10.137.0.11"], "profiles": ["a", "b"]},
-        {"name": "study-long", "mode": "observe", "connections": 0, "addresses": [], "profiles": []},
+        {
+            "name": "work",
+            "mode": "enforce",
+            "dns": "profile",
+            "connections": 3,
+            "pins": 5,
+            "lookups": 4,
+            "addresses": ["10.137.0.11"],
+            "profiles": ["a", "b"],
+        },
+        {
+            "name": "study-long",
+            "mode": "observe",
+            "dns": "all",
+            "connections": 0,
+            "pins": 0,
+            "lookups": 0,
+            "addresses": [],
+            "profiles": [],
+        },
     ],
 }
 
@@ -157,11 +85,12 @@ def test_status() -> None:
         "proxyfw 0.1.0, running for 3 h, pid 77",
         "configuration: /etc/proxyfw/proxyfw.yaml",
         "resolvers: 10.139.1.1, 10.139.1.2",
+        "relay: 20 queries: 9 answered from the cache, 4 looked up, 7 refused",
         "log: /var/lib/proxyfw/log.sqlite, 12 rows written since the start, 0 lost",
         "connections accepted since the start: 9",
-        "client      mode     open  address      profiles",
-        "work        enforce  3     10.137.0.11  a b",
-        "study-long  observe  0     -            -",
+        "client      mode     dns      open  pins  look-ups  address      profiles",
+        "work        enforce  profile  3     5     4         10.137.0.11  a b",
+        "study-long  observe  all      0     0     0         -            -",
     ]
 
 
@@ -187,10 +116,23 @@ def test_status_says_what_is_wrong() -> None:
         "the latest reload was NOT taken; the last good policy is in force:",
         "  p.yaml:3: error: x",
     ]
-    assert lines[5:8] == [
+    assert lines[6:9] == [
         "log: /var/lib/proxyfw/log.sqlite, 12 rows written since the start, 4 lost",
         "  the log cannot be written: disk full",
         "  refused packets not logged, as there were too many: 5 (and 1 overruns of the kernel's buffer)",
+    ]
+
+
+def test_status_says_what_the_relay_could_not_do() -> None:
+    relay = STATUS["relay"] | {"limited": 1, "failed": 2, "unreadable": 3, "not_logged": 4, "dropped": 5}
+    relay["pins_not_kept"] = "pins.sqlite: disk full"
+    assert status_report(STATUS | {"relay": relay}, now=1000.0)[4:10] == [
+        "  queries refused, as their client had too many names looked up: 1",
+        "  packets dropped, as their client sent too many: 5",
+        "  look-ups that no resolver answered: 2",
+        "  messages that were no DNS query: 3",
+        "  refusals and answers not logged, as there were too many: 4",
+        "  pins will not survive a restart: pins.sqlite: disk full",
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 GATEWAY4, GATEWAY6 = "10.137.0.5", "fd09:24ef:4179::a89:5"
 UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
 RESOLVER = "198.51.100.53"
+CLIENT_DNS = ("10.139.1.1", "10.139.1.2")
 ROUTER4, ROUTER6 = "198.51.100.254", "2001:db8:1::fe"
 DOWNSTREAM_GROUP, UPSTREAM_GROUP = 2, 1  # the interface groups of Qubes OS
 _NETNS_FILES = Path("/etc/netns")
@@ -112,10 +113,11 @@ class Network:
         for gateway in (GATEWAY4, GATEWAY6):
             self._route(namespace, gateway, "dev", "eth0")
             self._route(namespace, "default", "via", gateway, "dev", "eth0", "onlink")
-        # `ip netns exec` lays these files over /etc: the client asks the resolver that a netvm would hand out.
+        # `ip netns exec` lays these files over /etc: the client asks the addresses that Qubes hands out.
         files = _NETNS_FILES / namespace
         files.mkdir(parents=True, exist_ok=True)
-        (files / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:2 attempts:1\n")
+        servers = "".join(f"nameserver {address}\n" for address in CLIENT_DNS)
+        (files / "resolv.conf").write_text(f"{servers}options timeout:2 attempts:1\n")
 
     def _veth(self, left: str, left_name: str, right: str, right_name: str) -> None:
         _run("ip", "-n", left, "link", "add", left_name, "type", "veth", "peer", "name", right_name, "netns", right)

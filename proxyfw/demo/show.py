@@ -24,6 +24,8 @@ class Act:
     expected: str
 
 
+_EVIL_BY_HAND = ("--resolve", f"evil.example:443:{ADDRESS_OF_EVIL}", "--resolve", f"evil.example:80:{ADDRESS_OF_EVIL}")
+
 _LIE = ("--resolve", f"github.com:443:{ADDRESS_OF_EVIL}", "https://github.com/")
 
 _TWO_REQUESTS = ("http://github.com/", "--next", "-sS", "-H", "Host: evil.example", "http://github.com/")
@@ -31,11 +33,22 @@ _TWO_REQUESTS = ("http://github.com/", "--next", "-sS", "-H", "Host: evil.exampl
 ACTS = (
     Act("programming", "a name of its profile, over TLS", ("https://github.com/",), "reached github.com"),
     Act("programming", "the same over IPv6", ("-6", "https://pypi.org/"), "reached pypi.org"),
-    Act("programming", "refused by SNI", ("https://evil.example/",), "access denied"),
+    Act("programming", "a name of no profile does not resolve", ("https://evil.example/",), "Could not resolve"),
+    Act(
+        "programming",
+        "its address known all the same: refused by SNI",
+        (*_EVIL_BY_HAND, "https://evil.example/"),
+        "access denied",
+    ),
     Act("programming", "a permitted name at evil's address: github is dialled", _LIE, "reached github.com"),
     Act("programming", "an address without a name", ("-k", f"https://{ADDRESS_OF_EVIL}/"), "access denied"),
     Act("programming", "plain HTTP, permitted by Host", ("http://github.com/",), "reached github.com"),
-    Act("programming", "plain HTTP, refused by Host", ("http://evil.example/",), "reason: no-match"),
+    Act(
+        "programming",
+        "plain HTTP, refused by Host",
+        (*_EVIL_BY_HAND, "http://evil.example/"),
+        "reason: no-match",
+    ),
     Act(
         "programming",
         "two requests on one connection, the second to a refused Host",
@@ -43,7 +56,7 @@ ACTS = (
         "reason: no-match",
     ),
     Act("studying", "another client, another profile", ("https://en.wikipedia.org/",), "reached en.wiki"),
-    Act("studying", "what the first client may, this one may not", ("https://github.com/",), "access denied"),
+    Act("studying", "what the first client may, this one may not", ("https://github.com/",), "Could not resolve"),
 )
 
 

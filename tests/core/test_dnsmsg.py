@@ -314,7 +314,7 @@ def test_a_reply_over_udp_is_no_longer_than_the_client_can_take(data: bytes, siz
     ("reason", "rcode", "replied", "code"),
     [
         pytest.param(Reason.NO_MATCH, Rcode.NOERROR, Rcode.NXDOMAIN, 15, id="a name that is not permitted: Blocked"),
-        pytest.param(Reason.UNSUPPORTED, Rcode.NOTIMP, Rcode.NOTIMP, 21, id="a type that is not answered: Not Supported"),
+        pytest.param(Reason.UNSUPPORTED, Rcode.NOTIMP, Rcode.NOTIMP, 21, id="such a type: Not Supported"),
         pytest.param(Reason.LIMIT, Rcode.SERVFAIL, Rcode.SERVFAIL, 0, id="too many: Other"),
         pytest.param(Reason.DNS_FAILURE, Rcode.SERVFAIL, Rcode.SERVFAIL, 0, id="no resolver answered: Other"),
     ],

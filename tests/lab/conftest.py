@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lab import world
+from lab import names_world, world
 from lab.sockets import eventually, socket_in
 from proxyfw.demo.lab import Lab
 from proxyfw.edge.logdb import LogReader
@@ -37,10 +37,7 @@ def _started() -> Iterator[Lab]:
     made = world.make()
     made.start()
     try:
-        # The kernel answers a client with few ICMP errors a second (icmp(7), icmp_ratelimit); tests provoke many.
-        for setting in ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"):
-            sysctl = made.network.command(made.network.netvm, "sysctl", "-qw", setting)
-            subprocess.run(sysctl, check=True)
+        world.lift_icmp_limit(made)
         yield made
     finally:
         made.stop()
@@ -93,6 +90,34 @@ def log(lab: Lab) -> Log:
 def fresh_log(fresh_lab: Lab) -> Log:
     """The log of the test's own world."""
     return Log(fresh_lab)
+
+
+@pytest.fixture(scope="session")
+def shared_names() -> Iterator[names_world.World]:
+    """The world of the relay's tests, that tests share."""
+    with names_world.make() as made:
+        yield made
+
+
+@pytest.fixture
+def names(shared_names: names_world.World) -> "Names":
+    """That world, and its log from here on."""
+    return Names(shared_names)
+
+
+@pytest.fixture
+def fresh_names() -> Iterator["Names"]:
+    """Such a world of the test's own."""
+    with names_world.make() as made:
+        yield Names(made)
+
+
+class Names(Log):
+    """The world of the relay's tests, and what its log tells since the test began."""
+
+    def __init__(self, made: names_world.World) -> None:
+        super().__init__(made.lab)
+        self.lab, self.zone, self.configure = made.lab, made.zone, made.configure
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_a_smuggled_request_is_the_body_it_says_it_is(lab, arrived):
 
 
 def test_a_request_that_stops_in_its_head_is_cut_off(lab, log):
-    with connect(lab, "work", GITHUB, 80) as first, connect(lab, "work", GITHUB, 80) as later:
+    with connect(lab, "quiet", GITHUB, 80) as first, connect(lab, "quiet", GITHUB, 80) as later:
         first.sendall(b"GET / HT")
         later.sendall(GET % b"github.com")
         read_until(later, b"SNI none)\n")
@@ -215,7 +215,7 @@ def test_a_request_that_stops_in_its_head_is_cut_off(lab, log):
         read_all(first)
         read_all(later)
 
-    log.expect(client="work", verdict="deny", reason="timeout", protocol="http", name=None)
+    log.expect(client="quiet", verdict="deny", reason="timeout", protocol="http", name=None)
     assert eventually(lambda: sum(row["reason"] == "timeout" for row in log.rows()) == 2)
 
 

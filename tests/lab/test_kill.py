@@ -24,9 +24,10 @@ def test_without_the_service_names_are_refused_at_once_and_networks_flow(fresh_l
 
         assert lab.end_service(number) == (-number if number == signal.SIGKILL else 0)
 
-        refused = lab.curl("work", "--max-time", "2", "https://evil.example/")
-        also_refused = lab.curl("work", "--max-time", "2", "https://github.com/")
-        assert (refused.returncode, also_refused.returncode) == (7, 7)
+        for host, address in (("evil.example", ADDRESS_OF_EVIL), ("github.com", "198.51.100.10")):
+            by_name = lab.curl("work", "--max-time", "2", f"https://{host}/")
+            by_hand = lab.curl("work", "--max-time", "2", "--resolve", f"{host}:443:{address}", f"https://{host}/")
+            assert (by_name.returncode, by_hand.returncode) == (6, 7)  # neither a look-up nor a connection
         before.sendall(b"and after\n")
         assert read_until(before, b"\n") == b"and after\n"
         with connect(lab, "work", OPEN4, 4321) as new:
@@ -126,10 +127,11 @@ def test_what_was_logged_survives_a_kill(fresh_lab, fresh_log):
 
     fresh_lab.end_service(signal.SIGKILL)
 
-    assert [row["name"] for row in fresh_lab.rows()] == ["evil.example"]
+    rows = fresh_lab.rows()
+    assert [(row["name"], row["protocol"]) for row in rows] == [("evil.example", "dns"), ("evil.example", "tls")]
     fresh_lab.start_service()
     fresh_lab.curl("work", "--max-time", "2", "https://evil.example/")
-    fresh_log.expect(name="evil.example", verdict="deny", id=2)
+    fresh_log.expect(name="evil.example", verdict="deny", id=4)
 
 
 def test_a_stopped_service_writes_down_what_was_open(fresh_lab, fresh_log):

@@ -26,7 +26,7 @@ def reload_by_signal(lab):
 def test_a_new_policy_holds_for_what_comes(fresh_lab, reload):
     assert fresh_lab.curl("study", "--max-time", "2", "https://github.com/").returncode == 35
 
-    fresh_lab.write_config(CLIENTS | {"study": {"profiles": ["github"]}})
+    fresh_lab.write_config(CLIENTS | {"study": {"profiles": ["github"], "dns": "all"}})
     reload(fresh_lab)
 
     assert fresh_lab.curl("study", "https://github.com/").returncode == 0

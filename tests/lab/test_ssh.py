@@ -42,10 +42,10 @@ def test_ssh_to_any_other_address_is_refused_for_want_of_a_name(lab, log, sshd):
     options = [
         f"-o{option}" for option in ("BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null")
     ]
-    done = lab.inside("work", "ssh", "-F", "none", *options, "-p", "2222", f"nobody@{RAW4}", "true")
+    done = lab.inside("quiet", "ssh", "-F", "none", *options, "-p", "2222", f"nobody@{RAW4}", "true")
     assert done.returncode == 255
     assert "Connection reset" in done.stderr
-    row = log.expect(client="work", destination=RAW4, port=2222, verdict="deny")
+    row = log.expect(client="quiet", destination=RAW4, port=2222, verdict="deny")
     assert (row["reason"], row["protocol"], row["name"]) == ("no-name", "tcp", None)
 
 

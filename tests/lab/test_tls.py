@@ -78,11 +78,11 @@ def test_a_permitted_name_at_evils_address_ends_at_the_name(lab, log, arrived, a
 
 @pytest.mark.parametrize("address", [ADDRESS_OF_EVIL, f"[{EVIL6}]"], ids=["IPv4", "IPv6"])
 def test_tls_without_a_name_is_refused(lab, log, arrived, address):
-    done = lab.curl("work", "--max-time", "2", "-k", f"https://{address}/")
+    done = lab.curl("quiet", "--max-time", "2", "-k", f"https://{address}/")
 
     assert done.returncode == 35
     assert "access denied" in done.stderr
-    log.expect(client="work", verdict="deny", reason="no-name", protocol="tls", destination=address.strip("[]"))
+    log.expect(client="quiet", verdict="deny", reason="no-name", protocol="tls", destination=address.strip("[]"))
     assert not arrived("broken")
 
 

@@ -1,5 +1,6 @@
 """The world of the lab tests: who is there, under which names, and what each client is granted."""
 
+import subprocess
 from typing import Any
 
 from proxyfw.demo.internet import SITES
@@ -15,11 +16,12 @@ ONE_PORT = "203.0.113.17"  # granted with TCP port 2222
 ONE_UDP_PORT = "203.0.113.33"  # granted with UDP port 123
 
 CLIENTS: dict[str, dict[str, Any]] = {
-    "work": {"profiles": ["github", "pypi", "lab", "nets"]},
-    "study": {"profiles": ["wikipedia"]},
+    "work": {"profiles": ["github", "pypi", "lab", "nets"], "dns": "all"},
+    "study": {"profiles": ["wikipedia"], "dns": "all"},
     "watched": {"profiles": ["wikipedia"], "mode": "observe"},
-    "home": {"profiles": ["home"]},
-    "noisy": {"profiles": []},
+    "home": {"profiles": ["home"], "dns": "all"},
+    "noisy": {"profiles": [], "dns": "all"},
+    "quiet": {"profiles": ["github", "lab"]},  # it asks for no name: nothing is pinned for it
 }
 STRANGER = "stranger"
 
@@ -55,6 +57,12 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 
 ADDRESSES = (RAW4, RAW6, FILES4, FILES6, NOBODY, AT_HOME, OPEN4, OPEN6, ONE_PORT, ONE_UDP_PORT)
+
+
+def lift_icmp_limit(lab: Lab) -> None:
+    """The kernel answers a client with few ICMP errors a second (icmp(7), icmp_ratelimit); tests provoke many."""
+    for setting in ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"):
+        subprocess.run(lab.network.command(lab.network.netvm, "sysctl", "-qw", setting), check=True)
 
 
 def make() -> Lab:

@@ -1,0 +1,129 @@
+"""How queries reach the relay and replies leave: datagrams, and TCP connections with one query after the other."""
+
+import asyncio
+import socket
+from collections import Counter
+from contextlib import suppress
+from functools import lru_cache
+from ipaddress import ip_address
+
+from proxyfw.core.verdict import Deny, Reason
+from proxyfw.dnsrelay import Asked, DnsRelay
+from proxyfw.edge.dnssocket import Datagram, DnsSocket
+
+IDLE = 10.0  # seconds between two queries on a TCP connection, and for each part of one (RFC 7766 section 6.2.3)
+MAX_TCP = 32  # TCP connections of one client
+_BATCH = 64  # datagrams taken before others get their turn
+
+
+class DnsServer:
+    """Serves the sockets until it is stopped."""
+
+    def __init__(self, relay: DnsRelay, loop: asyncio.AbstractEventLoop) -> None:
+        self._relay = relay
+        self._loop = loop
+        self._sockets: list[DnsSocket] = []
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: Counter[str] = Counter()
+
+    async def start(self, sockets: list[DnsSocket], listeners: list[socket.socket]) -> None:
+        """Begins to take queries."""
+        self._sockets = sockets
+        for sock in sockets:
+            self._loop.add_reader(sock.fileno(), self._take, sock)
+        self._servers = [await asyncio.start_server(self._serve, sock=listener) for listener in listeners]
+
+    async def stop(self) -> None:
+        """Takes no more, and drops what is under way."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        for server in self._servers:
+            server.close()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take(self, sock: DnsSocket) -> None:
+        for _ in range(_BATCH):
+            try:
+                datagram = sock.receive()
+            except OSError:
+                continue
+            if datagram is None:
+                return
+            address, destination = datagram.peer[0].partition("%")[0], _text(datagram.destination)
+            try:
+                reply = self._relay.reply(datagram.data, address, destination, udp=True)
+            except Exception as error:  # noqa: BLE001 - a fault of ours refuses one query, and is logged
+                reply = self._relay.fault(datagram.data, address, destination, error)
+            if isinstance(reply, Asked):
+                self._begin(sock, datagram, reply)
+            else:
+                _send(sock, datagram, reply)
+
+    def _begin(self, sock: DnsSocket, datagram: Datagram, asked: Asked) -> None:
+        task = self._loop.create_task(self._look_up(sock, datagram, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look_up(self, sock: DnsSocket, datagram: Datagram, asked: Asked) -> None:
+        _send(sock, datagram, await self._found(asked))
+
+    async def _found(self, asked: Asked) -> bytes:
+        try:
+            return await self._relay.look_up(asked)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._relay.fault(asked.data, asked.address, asked.destination, error)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        address = str(writer.get_extra_info("peername")[0]).partition("%")[0]
+        destination = str(writer.get_extra_info("sockname")[0]).partition("%")[0]
+        self._connections[address] += 1
+        try:
+            if self._connections[address] > MAX_TCP:
+                detail = f"{MAX_TCP} TCP connections to the relay are open"
+                self._relay.refuse_connection(address, destination, Deny(Reason.LIMIT, detail=detail))
+                return
+            with suppress(OSError, EOFError, TimeoutError):
+                while True:
+                    await self._serve_one(reader, writer, address, destination)
+        finally:
+            self._connections[address] -= 1
+            if not self._connections[address]:
+                del self._connections[address]
+            self._tasks.discard(task)
+            writer.transport.abort() if task.cancelling() else writer.close()
+
+    async def _serve_one(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, destination: str
+    ) -> None:
+        async with asyncio.timeout(IDLE):
+            length = int.from_bytes(await reader.readexactly(2))
+            data = await reader.readexactly(length)
+        try:
+            reply = self._relay.reply(data, address, destination, udp=False)
+        except Exception as error:  # noqa: BLE001 - as above
+            reply = self._relay.fault(data, address, destination, error)
+        if isinstance(reply, Asked):
+            reply = await self._found(reply)
+        if not reply:
+            raise EOFError  # who sends what is no query need not go on
+        writer.write(len(reply).to_bytes(2) + reply)
+        async with asyncio.timeout(IDLE):
+            await writer.drain()
+
+
+def _send(sock: DnsSocket, datagram: Datagram, reply: bytes) -> None:
+    if reply:
+        with suppress(OSError):  # a full buffer: the client asks again, as for any lost datagram
+            sock.send(reply, datagram)
+
+
+@lru_cache(maxsize=1024)
+def _text(packed: bytes) -> str:
+    return str(ip_address(packed))

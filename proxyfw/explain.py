@@ -1,0 +1,97 @@
+"""What `explain` says: the verdict on one attempt, why, and what the client was told of the name. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.policy import DNS_PORT, Flow, NameSource, Policy, Protocol
+from proxyfw.core.target import Target
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
+from proxyfw.report import span
+
+_SHOWN = 6  # pins
+
+_IN_WORDS = {
+    Reason.RELAY: "DNS is answered by the relay, whatever resolver it is aimed at",
+    Reason.DOMAIN: "a profile grants this name",
+    Reason.NETWORK: "a profile grants this address; the kernel forwards it",
+    Reason.DNS_ALL: "dns: all of this client lets every name resolve",
+    Reason.PIN: "a profile grants this port of the name, at the addresses that the client was told for it",
+    Reason.NO_MATCH: "no profile of this client grants this name",
+    Reason.NO_NAME: "no name can be read from it, and no profile of this client grants the address",
+    Reason.CANARY: "a name by which clients ask whether to use another resolver: always refused",
+    Reason.PRIVATE_ADDRESS: "the name is granted, but not at private addresses",
+    Reason.INTERNAL_ADDRESS: "the netvm, other clients and internal ranges are never reached",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What `explain` found: the verdict on the flow, on a query for its name (None: it has none), and the pins.
+
+    `pins`: name, address and remaining seconds of those that concern the target; None: no service runs that has any.
+    """
+
+    flow: Flow
+    verdict: Verdict
+    query: Verdict | None
+    pins: Sequence[Mapping[str, Any]] | None
+
+
+def explain(policy: Policy, client: str, target: Target, pins: Sequence[Mapping[str, Any]] | None) -> Explained:
+    """What the policy says of the target, with what the running service has told the client (`pins`, all of them)."""
+    flow, query = target.flow(client), None
+    wanted = "name" if flow.name else "address"
+    known = None if pins is None else [pin for pin in pins if pin[wanted] == str(target.host)]
+    if flow.name is None:
+        flow, verdict = policy.decide_pinned(flow, [Hostname(pin["name"]) for pin in known or ()])
+    else:
+        verdict = policy.decide(flow)
+        query = policy.decide(Flow(client, Protocol.DNS, None, DNS_PORT, flow.name, NameSource.DNS))
+    return Explained(flow, verdict, query, known)
+
+
+def client_report(client: str, target: Target, found: Explained) -> list[str]:
+    """The answer of `explain`."""
+    verdict, words = found.verdict, in_a_word(found.verdict)
+    lines = [f"{words}: {client} -> {target}", f"  reason:  {_with_reason(verdict)}"]
+    if isinstance(verdict, Allow) and verdict.rule:
+        lines.append(f"  rule:    {verdict.rule} ({verdict.where})")
+    if isinstance(verdict, Deny) and verdict.detail:
+        lines.append(f"  detail:  {verdict.detail}")
+    if words == "observe":
+        lines.append("  mode:    observe: it is logged as refused, and let through")
+    lines += _dns_lines(found)
+    if words != "allow" and verdict.reason is Reason.NO_MATCH and found.flow.name is not None:
+        transport = "/udp" if target.protocol.transport == "udp" else ""
+        port = "" if target.port in (80, 443) and not transport else f":{target.port}{transport}"
+        name = f"{found.flow.name}{port}"
+        lines.append(f'  to allow it: add "{name}" to domains: of a profile of this client, then proxyfw reload')
+    return lines
+
+
+def _with_reason(verdict: Verdict) -> str:
+    return f"{verdict.reason.value} ({_IN_WORDS[verdict.reason]})"
+
+
+def _dns_lines(found: Explained) -> list[str]:
+    """Whether the name resolves, and what the client was told of it."""
+    lines = []
+    if found.query is not None:
+        word = "does not resolve" if is_refused(found.query) else "resolves"
+        lines.append(f"  dns:     {word}: {_with_reason(found.query)}")
+    pins = found.pins
+    if pins is None:
+        lines.append("  pins:    not known, as no service is running here")
+    elif pins:
+        told = [f"{pin['name']} = {pin['address']} ({_life(pin['seconds'])})" for pin in pins[:_SHOWN]]
+        more = f", and {len(pins) - _SHOWN} more" if len(pins) > _SHOWN else ""
+        lines.append(f"  pins:    {', '.join(told)}{more}")
+    else:
+        lines.append("  pins:    none: the client was told no address for it lately")
+    return lines
+
+
+def _life(seconds: float) -> str:
+    return f"for {span(seconds)}" if seconds > 0 else "in use"

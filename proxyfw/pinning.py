@@ -1,0 +1,157 @@
+"""The pins, kept in step in three places: memory, the packet layer (the UDP ports that they open), and a file."""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+from proxyfw.core.address import IPAddress
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.pins import MIN_LIFE, Pin, Pins
+from proxyfw.core.policy import Policy
+from proxyfw.core.ruleset import USED_SETS, PinnedPort, open_ports, pinned_ports
+from proxyfw.edge.nft import Nft
+from proxyfw.edge.pinstore import PinStore
+
+SWEEP = 30.0  # seconds between two looks at what the kernel still uses, and what has run out
+SAVE = 1.0  # seconds that a change waits for others before it is written
+MAX_OPEN = 4096  # UDP ports that one client has open
+_SLACK = 60.0  # seconds that the kernel keeps one longer, so that not every answer has to tell it
+
+
+class TooManyOpen(Exception):
+    """The client has as many UDP ports open as it may."""
+
+
+class PinKeeper:
+    """What the relay teaches and the proxy asks. `policy`: the one in force."""
+
+    def __init__(self, policy: Policy, nft: Nft, store: PinStore, loop: asyncio.AbstractEventLoop) -> None:
+        self.policy = policy
+        self.pins = Pins()
+        self._nft = nft
+        self._store = store
+        self._loop = loop
+        self._open: dict[str, dict[PinnedPort, float]] = {}  # by client; until when, on the loop's clock
+        self._saving: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def store_error(self) -> str:
+        """Why pins cannot be kept over a restart; "" while they can."""
+        return self._store.last_error
+
+    def restore(self) -> None:
+        """Takes up the pins of the last run, with what the kernel has kept in use meanwhile."""
+        self.pins.restore(self._store.load())
+        self._hear_kernel()
+
+    def start(self) -> None:
+        """Begins to sweep, once the ruleset is in force."""
+        self.replaced(self.policy)
+        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+
+    async def stop(self) -> None:
+        """Writes what is not written yet."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._stopping.set()
+        if self._saving is not None:
+            await self._saving
+        self._store.save(*self.pins.changed())
+        self._store.close()
+
+    def learn(self, client: str, name: Hostname, addresses: Iterable[IPAddress], ttl: float) -> None:
+        """The client is about to be told these addresses. Raises TooManyOpen, NftError: then it must not be."""
+        addresses = tuple(addresses)
+        now = self._loop.time()
+        if self.policy.granted_udp(client, name):
+            self._open_ports(client, name, addresses, max(ttl, MIN_LIFE), now)
+        self.pins.learn(client, name, addresses, ttl, now)
+        self._save_soon()
+
+    def _open_ports(
+        self, client: str, name: Hostname, addresses: tuple[IPAddress, ...], life: float, now: float
+    ) -> None:
+        opened = self._open.setdefault(client, {})
+        ports = pinned_ports(self.policy, client, name, addresses, 0)
+        wanted = [port for port in ports if opened.get(port, 0.0) < now + life]
+        if len(opened) + len(wanted) > MAX_OPEN:
+            opened = self._open[client] = {port: until for port, until in opened.items() if until > now}
+            if len(opened) + len(wanted) > MAX_OPEN:
+                raise TooManyOpen
+        if wanted:
+            self._nft.change(open_ports(port._replace(seconds=int(life + _SLACK)) for port in wanted))
+            opened.update(dict.fromkeys(wanted, now + life + _SLACK))
+
+    def names(self, client: str, address: IPAddress) -> tuple[Hostname, ...]:
+        """The names that the client was told this address for, the latest first."""
+        return self.pins.names(client, address, self._loop.time())
+
+    def holds(self, client: str, address: IPAddress, name: Hostname) -> bool:
+        """Whether the client was told this address for this name."""
+        return self.pins.holds(client, address, name, self._loop.time())
+
+    def use(self, client: str, address: IPAddress) -> None:
+        """A connection to the address begins: its pins live on."""
+        self.pins.use(client, address)
+
+    def release(self, client: str, address: IPAddress) -> None:
+        """That connection has ended."""
+        self.pins.release(client, address, self._loop.time())
+
+    def of(self, client: str) -> list[tuple[Pin, float]]:
+        """The live pins of a client, and for how many seconds each still lives (0: while its connection does)."""
+        now = self._loop.time()
+        return [(pin, max(pin.until - now, 0.0)) for pin in self.pins.of(client, now)]
+
+    def count(self) -> dict[str, int]:
+        """How many live pins each client has."""
+        return self.pins.count(self._loop.time())
+
+    def ports(self, policy: Policy) -> list[PinnedPort]:
+        """What a new ruleset, for this policy, must have open from the start."""
+        self._hear_kernel()
+        now = self._loop.time()
+        return [
+            port
+            for pin in self.pins.all(now)
+            for port in pinned_ports(policy, pin.client, pin.name, (pin.address,), max(pin.until - now, MIN_LIFE))
+        ]
+
+    def replaced(self, policy: Policy) -> None:
+        """A new policy is in force, and its ruleset, with what `ports` gave: what it does not permit is forgotten."""
+        self.policy = policy
+        self.pins.keep(policy.may_resolve)
+        self._open.clear()
+        self._save_soon()
+
+    def _hear_kernel(self) -> None:
+        """What is used without us lives on here as well."""
+        now = self._loop.time()
+        for source, destination, seconds in self._nft.elements(USED_SETS):
+            client = self.policy.client_at(str(source))
+            if client is not None:
+                self.pins.extend(client, destination, now + seconds)
+
+    def _sweep(self) -> None:
+        self._hear_kernel()
+        self.pins.expire(self._loop.time())
+        self._save_soon()
+        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+
+    def _save_soon(self) -> None:
+        if self._saving is None and not self._stopping.is_set():
+            self._saving = self._loop.create_task(self._save())
+
+    async def _save(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), SAVE)
+                changed, deleted = self.pins.changed()
+                if not changed and not deleted:
+                    return
+                await asyncio.to_thread(self._store.save, changed, deleted)
+        finally:
+            self._saving = None

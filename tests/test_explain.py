@@ -1,0 +1,153 @@
+"""What `explain` says of a target, with and without a running service to tell of pins."""
+
+from typing import Any
+
+import pytest
+
+from proxyfw.core.config import parse_config
+from proxyfw.core.policy import Policy, build
+from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.target import parse_target
+from proxyfw.explain import client_report, explain
+
+PROFILES = {
+    "github": 'domains: [github.com, "*.github.com", "github.com:22", ".pool.example:123/udp"]\n'
+    'networks: ["140.82.112.0/20:22"]\n',
+    "home": "domains: [nas.example:22]\n",
+}
+CONFIG = """\
+clients:
+  work: {profiles: [github, home], address: 10.137.0.11}
+  seen: {profiles: [github], mode: observe, address: 10.137.0.12}
+dns: {upstream: [10.139.1.1]}
+"""
+PINS: list[dict[str, Any]] = [
+    {"name": "github.com", "address": "198.51.100.10", "seconds": 299},
+    {"name": "pages.example", "address": "198.51.100.10", "seconds": 60},
+    {"name": "0.pool.example", "address": "198.51.100.61", "seconds": 0},
+    {"name": "nas.example", "address": "192.168.1.1", "seconds": 30},
+]
+DNS_GITHUB = "  dns:     resolves: domain (a profile grants this name)"
+DNS_REFUSED = "  dns:     does not resolve: no-match (no profile of this client grants this name)"
+NO_PINS = "  pins:    none: the client was told no address for it lately"
+
+
+def policy() -> Policy:
+    found = {}
+    for name, text in PROFILES.items():
+        profile, problems = parse_profile(name, f"{name}.yaml", text)
+        assert profile is not None, problems
+        found[name] = profile
+    config, problems = parse_config("proxyfw.yaml", CONFIG)
+    assert config is not None, problems
+    return build(config, link(found)[0], ())
+
+
+def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[str]:
+    asked = parse_target(target)
+    return client_report(client, asked, explain(policy(), client, asked, pins))
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        pytest.param("https://api.github.com/meta", [
+            "allow: work -> api.github.com port 443/tcp",
+            "  reason:  domain (a profile grants this name)",
+            "  rule:    github: *.github.com (github.yaml:1)",
+            DNS_GITHUB,
+            NO_PINS,
+        ], id="a name that is granted"),
+        pytest.param("github.com:22", [
+            "allow: work -> github.com port 22/tcp",
+            "  reason:  domain (a profile grants this name)",
+            "  rule:    github: github.com:22 (github.yaml:1)",
+            DNS_GITHUB,
+            "  pins:    github.com = 198.51.100.10 (for 4 min)",
+        ], id="a port that a pattern names, by name"),
+        pytest.param("198.51.100.10:22", [
+            "allow: work -> 198.51.100.10 port 22/tcp",
+            "  reason:  pin (a profile grants this port of the name, at the addresses that the client was told for it)",
+            "  rule:    github: github.com:22 (github.yaml:1)",
+            "  pins:    github.com = 198.51.100.10 (for 4 min), pages.example = 198.51.100.10 (for 1 min)",
+        ], id="the same by an address that was told for it"),
+        pytest.param("198.51.100.10:2222", [
+            "deny: work -> 198.51.100.10 port 2222/tcp",
+            "  reason:  no-match (no profile of this client grants this name)",
+            "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
+            "  pins:    github.com = 198.51.100.10 (for 4 min), pages.example = 198.51.100.10 (for 1 min)",
+            '  to allow it: add "github.com:2222" to domains: of a profile of this client, then proxyfw reload',
+        ], id="another port of that address"),
+        pytest.param("0.pool.example:123/udp", [
+            "allow: work -> 0.pool.example port 123/udp",
+            "  reason:  pin (a profile grants this port of the name, at the addresses that the client was told for it)",
+            "  rule:    github: .pool.example:123/udp (github.yaml:1)",
+            DNS_GITHUB,
+            "  pins:    0.pool.example = 198.51.100.61 (in use)",
+        ], id="a UDP port"),
+        pytest.param("github.com:123/udp", [
+            "deny: work -> github.com port 123/udp",
+            "  reason:  no-match (no profile of this client grants this name)",
+            "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
+            DNS_GITHUB,
+            "  pins:    github.com = 198.51.100.10 (for 4 min)",
+            '  to allow it: add "github.com:123/udp" to domains: of a profile of this client, then proxyfw reload',
+        ], id="a UDP port that is not granted"),
+        pytest.param("192.168.1.1:22", [
+            "deny: work -> 192.168.1.1 port 22/tcp",
+            "  reason:  private-address (the name is granted, but not at private addresses)",
+            "  pins:    nas.example = 192.168.1.1 (for 30 s)",
+        ], id="a private address"),
+        pytest.param("140.82.112.3:22", [
+            "allow: work -> 140.82.112.3 port 22/tcp",
+            "  reason:  network (a profile grants this address; the kernel forwards it)",
+            "  rule:    github: 140.82.112.0/20:22 (github.yaml:2)",
+            NO_PINS,
+        ], id="an address that is granted"),
+        pytest.param("10.139.1.1:53/udp", [
+            "allow: work -> 10.139.1.1 port 53/udp",
+            "  reason:  relay (DNS is answered by the relay, whatever resolver it is aimed at)",
+            NO_PINS,
+        ], id="a resolver"),
+        pytest.param("evil.example", [
+            "deny: work -> evil.example port 443/tcp",
+            "  reason:  no-match (no profile of this client grants this name)",
+            DNS_REFUSED,
+            NO_PINS,
+            '  to allow it: add "evil.example" to domains: of a profile of this client, then proxyfw reload',
+        ], id="a name that is not"),
+        pytest.param("198.51.100.1:22", [
+            "deny: work -> 198.51.100.1 port 22/tcp",
+            "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
+            NO_PINS,
+        ], id="an address that is not granted"),
+        pytest.param("10.137.0.1:22", [
+            "deny: work -> 10.137.0.1 port 22/tcp",
+            "  reason:  internal-address (the netvm, other clients and internal ranges are never reached)",
+            NO_PINS,
+        ], id="an internal address"),
+        pytest.param("mask.icloud.com", [
+            "deny: work -> mask.icloud.com port 443/tcp",
+            "  reason:  no-match (no profile of this client grants this name)",
+            "  dns:     does not resolve: canary (a name by which clients ask whether to use another resolver: "
+            "always refused)",
+            NO_PINS,
+            '  to allow it: add "mask.icloud.com" to domains: of a profile of this client, then proxyfw reload',
+        ], id="a canary"),
+    ],
+)  # fmt: skip
+def test_explain(target: str, lines: list[str]) -> None:
+    assert told("work", target, PINS) == lines
+
+
+def test_without_a_service_the_pins_are_not_known() -> None:
+    lines = told("work", "198.51.100.10:22", None)
+    assert lines[0] == "deny: work -> 198.51.100.10 port 22/tcp"
+    assert lines[-1] == "  pins:    not known, as no service is running here"
+
+
+def test_explain_of_what_observe_mode_lets_through() -> None:
+    lines = told("seen", "evil.example", [])
+    assert lines[0] == "observe: seen -> evil.example port 443/tcp"
+    assert "  mode:    observe: it is logged as refused, and let through" in lines
+    assert lines[-1].startswith('  to allow it: add "evil.example"')

@@ -1,0 +1,198 @@
+"""The pins in memory, packet layer and file, kept in step; the packet layer is a double that notes what it is told."""
+
+import asyncio
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from proxyfw import pinning
+from proxyfw.core.address import IPAddress
+from proxyfw.core.config import parse_config
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.pins import MIN_LIFE
+from proxyfw.core.policy import Policy, build
+from proxyfw.core.profile import link, parse_profile
+from proxyfw.edge.nft import NftError
+from proxyfw.edge.pinstore import PinStore
+from proxyfw.pinning import PinKeeper, TooManyOpen
+
+CONFIG = """\
+clients:
+  work: {profiles: [p], address: [10.137.0.11, "fd09::11"]}
+  other: {profiles: [p], address: 10.137.0.12}
+dns: {upstream: [10.139.1.1]}
+"""
+TIME, MAIL = Hostname("time.example"), Hostname("mail.example")
+FOUR, SIX = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+
+
+def policy(domains: str = '["time.example:123/udp", "mail.example:25"]') -> Policy:
+    profile, problems = parse_profile("p", "p.yaml", f"domains: {domains}\n")
+    assert profile is not None, problems
+    config, _ = parse_config("proxyfw.yaml", CONFIG)
+    assert config is not None
+    return build(config, link({"p": profile})[0], ())
+
+
+class Packets:
+    """Stands in for Nft: `told` holds the elements that were opened, `used` what the kernel says is in use."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.used: list[tuple[IPAddress, IPAddress, int]] = []
+        self.fails = False
+
+    def change(self, text: str) -> None:
+        if self.fails:
+            raise NftError("no")
+        self.told += [line.partition("{ ")[2].removesuffix(" }") for line in text.splitlines() if "timeout" in line]
+
+    def elements(self, _: object) -> list[tuple[IPAddress, IPAddress, int]]:
+        return self.used
+
+
+class Time:
+    """The loop's time, moved by hand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self._loop = asyncio.get_running_loop()
+        monkeypatch.setattr(self._loop, "time", lambda: self.now)
+
+
+def keeper(folder: Path, packets: Packets, loop: asyncio.AbstractEventLoop) -> PinKeeper:
+    store = PinStore(folder / "pins.sqlite", loop.time)
+    return PinKeeper(policy(), packets, store, loop)  # type: ignore[arg-type]
+
+
+def test_an_answer_opens_its_udp_ports_in_the_packet_layer_first(tmp_path: Path) -> None:
+    async def test() -> None:
+        packets = Packets()
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        pins.learn("work", TIME, (FOUR, SIX), 60)
+        pins.learn("work", MAIL, (FOUR,), 60)  # a TCP port: the proxy asks the pins
+        assert packets.told == [
+            "10.137.0.11 . 192.0.2.1 . 123 timeout 360s",
+            "fd09::11 . 2001:db8::1 . 123 timeout 360s",
+        ]
+        assert pins.names("work", FOUR) == (MAIL, TIME)
+        assert pins.names("other", FOUR) == ()
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_where_the_packet_layer_refuses_nothing_is_pinned(tmp_path: Path) -> None:
+    async def test() -> None:
+        packets = Packets()
+        packets.fails = True
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        with pytest.raises(NftError):
+            pins.learn("work", TIME, (FOUR,), 60)
+        assert pins.names("work", FOUR) == ()
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_the_packet_layer_is_told_again_only_when_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        packets = Packets()
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        with monkeypatch.context() as patch:
+            clock = Time(patch)
+            pins.learn("work", TIME, (FOUR,), 0)
+            clock.now += 59
+            pins.learn("work", TIME, (FOUR,), 0)
+            assert len(packets.told) == 1
+            clock.now += 2
+            pins.learn("work", TIME, (FOUR,), 0)
+            assert len(packets.told) == 2
+            pins.learn("work", TIME, (FOUR,), 3600)  # a longer life than it has
+            assert packets.told[-1] == "10.137.0.11 . 192.0.2.1 . 123 timeout 3660s"
+            pins.learn("other", TIME, (FOUR,), 0)
+            assert len(packets.told) == 4
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_one_client_opens_only_so_many_ports_and_another_one_still_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "MAX_OPEN", 10)
+
+    async def test() -> None:
+        packets = Packets()
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        with monkeypatch.context() as patch:
+            clock = Time(patch)
+            many = [ip_address(f"192.0.2.{number}") for number in range(11)]
+            pins.learn("work", TIME, many[:10], 0)
+            with pytest.raises(TooManyOpen):
+                pins.learn("work", TIME, many[10:], 0)
+            pins.learn("other", TIME, many[10:], 0)
+            clock.now += MIN_LIFE + 61  # the first have closed by themselves
+            pins.learn("work", TIME, many[10:], 0)
+            assert len(packets.told) == 12
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_a_new_ruleset_has_open_what_the_pins_say_and_what_the_kernel_still_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        packets = Packets()
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        with monkeypatch.context() as patch:
+            clock = Time(patch)
+            pins.learn("work", TIME, (FOUR,), 0)
+            pins.learn("work", MAIL, (FOUR,), 0)
+            pins.learn("other", TIME, (FOUR,), 0)
+            clock.now += 200
+            packets.used = [(ip_address("10.137.0.11"), FOUR, 3500), (ip_address("10.137.0.99"), FOUR, 3500)]
+            ports = pins.ports(policy())
+            assert sorted((str(port.client), port.port, port.seconds) for port in ports) == [
+                ("10.137.0.11", 123, 3500),
+                ("10.137.0.12", 123, 300),
+            ]
+            clock.now += 1000  # without the kernel's word it would be gone
+            assert pins.names("work", FOUR) != ()
+            assert pins.names("other", FOUR) == ()
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_what_a_new_policy_does_not_permit_is_forgotten(tmp_path: Path) -> None:
+    async def test() -> None:
+        pins = keeper(tmp_path, Packets(), asyncio.get_running_loop())
+        pins.learn("work", TIME, (FOUR,), 0)
+        pins.learn("work", MAIL, (FOUR,), 0)
+        without = policy('["mail.example:25"]')
+        assert list(pins.ports(without)) == []
+        pins.replaced(without)
+        assert pins.names("work", FOUR) == (MAIL,)
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_the_next_run_takes_the_pins_up(tmp_path: Path) -> None:
+    async def first() -> None:
+        pins = keeper(tmp_path, Packets(), asyncio.get_running_loop())
+        pins.learn("work", MAIL, (FOUR, SIX), 0)
+        await pins.stop()
+
+    async def second() -> None:
+        pins = keeper(tmp_path, Packets(), asyncio.get_running_loop())
+        pins.restore()
+        assert pins.names("work", SIX) == (MAIL,)
+        assert {pin.address for pin, left in pins.of("work") if MIN_LIFE - 5 < left <= MIN_LIFE} == {FOUR, SIX}
+        await pins.stop()
+
+    asyncio.run(first())
+    asyncio.run(second())
