@@ -7,12 +7,15 @@ from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_address
 
+from proxyfw.core.ratelimit import RateLimit
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.dnsrelay import Asked, DnsRelay
 from proxyfw.edge.dnssocket import Datagram, DnsSocket
 
 IDLE = 10.0  # seconds between two queries on a TCP connection, and for each part of one (RFC 7766 section 6.2.3)
 MAX_TCP = 32  # TCP connections of one client
+RATE, BURST = 3000.0, 6000.0  # queries of one client over TCP: as the packet layer has it for UDP
+_PAUSE = 0.05  # seconds that a connection waits when its client has asked too much
 _BATCH = 64  # datagrams taken before others get their turn
 
 
@@ -26,6 +29,7 @@ class DnsServer:
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()
+        self._rate = RateLimit(RATE, BURST)
 
     async def start(self, sockets: list[DnsSocket], listeners: list[socket.socket]) -> None:
         """Begins to take queries."""
@@ -105,6 +109,8 @@ class DnsServer:
         async with asyncio.timeout(IDLE):
             length = int.from_bytes(await reader.readexactly(2))
             data = await reader.readexactly(length)
+        while not self._rate.take(address, self._loop.time()):
+            await asyncio.sleep(_PAUSE)
         try:
             reply = self._relay.reply(data, address, destination, udp=False)
         except Exception as error:  # noqa: BLE001 - as above

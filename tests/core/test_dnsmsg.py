@@ -111,8 +111,9 @@ def check_reply(data: bytes, reply: bytes, asked: Query | Unreadable, size: int 
     assert message.flags & RD == int.from_bytes(data[2:4]) & RD
     assert not message.additional
     if isinstance(asked, Query):
-        assert message.question[0].name.labels == asked.asked.labels, "letter for letter"
-        assert (message.question[0].rdtype, message.question[0].rdclass) == (asked.rdtype, asked.rdclass)
+        told = message.question[0]
+        told_as = (told.name.to_wire() or b"") + told.rdtype.to_bytes(2) + told.rdclass.to_bytes(2)
+        assert told_as == asked.asked, "letter for letter"
         assert (message.edns >= 0) == asked.edns
     else:
         assert not message.question
@@ -396,3 +397,43 @@ def test_a_query_cut_short_anywhere_is_not_believed(data: bytes) -> None:
         else:
             assert isinstance(read, Unreadable)
             assert (read.rcode, read.broken.reason) == (Rcode.FORMERR, Reason.MALFORMED)
+
+
+LABELS = st.sampled_from(
+    [b"github", b"GitHub", b"com", b"a.b", b"x" * 63, b"a" * 64, b"-x", b"_sip", b"", b"1", b"\xe9", b" "]
+)
+
+
+@given(
+    name=st.lists(LABELS, max_size=5),
+    tail=st.sampled_from([b"\0", b"", b"\xc0\x0c", b"\0\0"]),
+    kind=st.sampled_from([0, A, AAAA, HTTPS, 41, 251, 255, 256, 65535]),
+    rdclass=st.sampled_from([1, 1, 1, 3, 255]),
+    flags=st.integers(0, 0xFFFF),
+    counts=st.sampled_from([(1, 0, 0, 0), (1, 0, 0, 1), (1, 0, 0, 1), (0, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 256)]),
+    opt=st.sampled_from([
+        b"", b"\0\0\x29\x04\xd0\0\0\0\0\0\0", b"\0\0\x29\x02\x00\0\0\x80\0\0\0", b"\0\0\x29\xff\xff\0\1\0\0\0\0",
+        b"\0\0\x29\0\0\xff\0\xff\xff\0\0", b"\0\0\x29\x04\xd0\0\0\0\0\0\4\0\x0a\0\0", b"\0\0\x29\x04\xd0\0\0\0\0\0\1",
+    ]),
+    cut=st.integers(0, 3),
+)  # fmt: skip
+@settings(max_examples=1000)
+def test_the_usual_query_is_read_as_the_library_reads_it(
+    name: list[bytes], tail: bytes, kind: int, rdclass: int, flags: int, counts: tuple[int, ...], opt: bytes, cut: int
+) -> None:
+    """Read both ways; what is read here without the library must be the same query in every field."""
+    labels = b"".join(bytes([len(label)]) + label for label in name) + tail
+    body = flags.to_bytes(2) + b"".join(count.to_bytes(2) for count in counts)
+    body += labels + kind.to_bytes(2) + rdclass.to_bytes(2) + opt
+    body = body[: len(body) - cut]
+    usual = dnsmsg._usual(body)
+    if usual is not None:
+        by_library = dnsmsg._by_library(body)
+        assert isinstance(by_library, Query)
+        for field in ("asked", "flags", "edns", "size", "question", "broken", "rcode", "dnssec_ok", "name", "kind"):
+            assert getattr(usual, field) == getattr(by_library, field)
+
+
+@pytest.mark.parametrize("data", [query(), query(kind=AAAA), with_edns(), with_edns(flags=DO)])
+def test_the_usual_query_is_read_without_the_library(data: bytes) -> None:
+    assert dnsmsg._usual(data[2:]) is not None
