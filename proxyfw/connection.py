@@ -93,7 +93,7 @@ class Connection:
         self.splice: Splice | None = None
         self.closed_by = ""
         self.decided = False
-        self.active_at = shared.poller.now
+        self.active_at = shared.poller.loop.time()
 
     def start(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
         """Begins the task: `serve(self)`, until it has begun a splice or ends."""
@@ -121,7 +121,8 @@ class Connection:
             pass  # one side broke off; the row says what was relayed until then
         except Exception as error:  # noqa: BLE001 - the one broad catch: a fault of ours ends one flow, and is logged
             self.closed_by = "proxy"
-            self.record(self.flow(), Deny(Reason.ERROR, detail=repr(error)))
+            bare = Flow(self.ends.client, self.protocol, self.ends.destination, self.ends.port)
+            self.record(bare, Deny(Reason.ERROR, detail=repr(error)))
         finally:
             self._task = None
             self._late = None
@@ -142,7 +143,9 @@ class Connection:
 
     def granted_by_pin(self) -> bool:
         """Whether a pin grants whatever is spoken here, before anything is known of it."""
-        return isinstance(self.decide(self.flow()), Allow)
+        ends = self.ends
+        names_port = self._shared.policy.names_port(ends.client, "tcp", ends.port)
+        return names_port and isinstance(self.decide(self.flow()), Allow)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
@@ -162,6 +165,8 @@ class Connection:
             if isinstance(found, Stream):
                 return verdict, found
             verdict = policy.observed(flow.client, found)
+        if verdict.reason is Reason.RELAY:  # handed over by the rules of an earlier version: it would evade the relay
+            verdict = Deny(Reason.ERROR, detail="DNS belongs to the relay")
         if is_refused(verdict):
             return verdict, None
         try:
@@ -178,7 +183,10 @@ class Connection:
             # Dialled as it is; others only where they are known, should it be dead.
             known = answer if isinstance(answer, tuple) else ()
             answer = (aimed_at, *(address for address in known if address != aimed_at))
-        answer = answer or await resolver.resolve(flow.name)
+        if answer is None:
+            if not self._shared.may_look_up(flow.client):
+                return Deny(Reason.LIMIT, verdict.rule, "too many look-ups")
+            answer = await resolver.resolve(flow.name, flow.client)
         if isinstance(answer, Failure):
             return Deny(_REASON_OF[answer], verdict.rule)
         addresses = policy.reachable(verdict, answer)
@@ -232,9 +240,10 @@ class Connection:
         """Lets the client read what it was told: a socket closed with unread bytes would reset it away."""
         self.client.finish()
         self.arm(LINGER, self.client)
-        until = self._shared.poller.now + LINGER
+        loop = self._shared.poller.loop
+        until = loop.time() + LINGER
         with suppress(OSError):
-            while await self.client.recv(_CHUNK) and self._shared.poller.now < until:
+            while await self.client.recv(_CHUNK) and loop.time() < until:
                 pass
 
     def decide(self, flow: Flow) -> Verdict:
@@ -298,7 +307,7 @@ class Connection:
 
     def arm(self, seconds: float, stream: Stream) -> None:
         """From now on, so many seconds: then whoever reads this stream gets TimeoutError."""
-        self._deadline = self._shared.poller.now + seconds
+        self._deadline = self._shared.poller.loop.time() + seconds
         self._late = stream
 
     def disarm(self) -> None:

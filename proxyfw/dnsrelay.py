@@ -22,11 +22,6 @@ from proxyfw.edge.resolver import FAILED
 from proxyfw.pinning import TooManyOpen
 from proxyfw.shared import Shared
 
-LOOKUPS, LOOKUPS_AT_ONCE = 50.0, 500.0
-"""Names that one client may have looked up: a second, and after a rest. A page with a hundred hosts takes three
-hundred; data hidden in the names of a permitted domain gets no more than this."""
-
-MAX_WAITING = 256  # look-ups of one client under way
 TOLD_AGAIN = 60.0  # seconds after which the same verdict on the same name has a row again
 _ROWS, _ROWS_AT_ONCE = 50.0, 200.0  # rows of one client: the same as for packets
 _REMEMBERED = 16384  # verdicts that have had a row lately
@@ -46,7 +41,7 @@ class Asked(NamedTuple):
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start. `not_logged`: rows left out, as one client had too many."""
+    """Since the start. `not_logged`: rows left out, `dropped`: queries not even read, as one client had too many."""
 
     queries: int = 0
     cached: int = 0
@@ -56,6 +51,7 @@ class Counts:
     failed: int = 0
     unreadable: int = 0
     not_logged: int = 0
+    dropped: int = 0
 
 
 class DnsRelay:
@@ -63,10 +59,8 @@ class DnsRelay:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
-        self._lookups = RateLimit(LOOKUPS, LOOKUPS_AT_ONCE)
         self._rows = RateLimit(_ROWS, _ROWS_AT_ONCE)
         self._told = Once(TOLD_AGAIN, _REMEMBERED)
-        self._waiting: Counter[str] = Counter()
         self.counts = Counts()
         self.by_client: Counter[str] = Counter()
         """Look-ups of each client: what left towards the resolvers."""
@@ -83,7 +77,7 @@ class DnsRelay:
             self.counts.unreadable += 1
             deny = Deny(query.broken.reason, detail=query.broken.detail)
             self._note(client, address, destination, "", deny)
-            return dnsmsg.error(data, query)
+            return dnsmsg.error(data, query.rcode)
         asked = Asked(client, address, destination, udp, data, query)
         verdict = self._decide(asked)
         if is_refused(verdict) or query.question is None:
@@ -92,7 +86,7 @@ class DnsRelay:
         if held is not None:
             self.counts.cached += 1
             return self._answer(asked, verdict, *held)
-        if self._waiting[client] >= MAX_WAITING or not self._lookups.take(client, self._now()):
+        if not self._shared.may_look_up(client):
             self.counts.limited += 1
             return self._refuse(asked, Deny(Reason.LIMIT, detail="too many look-ups"), Rcode.SERVFAIL)
         return asked
@@ -102,12 +96,10 @@ class DnsRelay:
         assert asked.query.question is not None
         self.counts.looked_up += 1
         self.by_client[asked.client] += 1
-        self._waiting[asked.client] += 1
-        try:
-            found = await self._shared.resolver.find(asked.query.question)
-        finally:
-            self._waiting[asked.client] -= 1
-        verdict = self._decide(asked)  # the policy may be another by now
+        found = await self._shared.resolver.find(asked.query.question, asked.client)
+        if self._shared.policy.client_at(asked.address) != asked.client:  # the policy may be another by now
+            return b""
+        verdict = self._decide(asked)
         if is_refused(verdict):
             return self._refuse(asked, verdict)
         return self._answer(asked, verdict, found, 0.0)
@@ -116,12 +108,16 @@ class DnsRelay:
         """The reply where proxyfw itself is at fault: nothing is told of the name."""
         client = self._shared.policy.client_at(address)
         self._note(client or "", address, destination, "", Deny(Reason.ERROR, detail=repr(error)))
-        return dnsmsg.error(data, Unreadable(Rcode.SERVFAIL, dnsmsg.FAULT)) if len(data) >= dnsmsg.HEADER else b""
+        return dnsmsg.error(data, Rcode.SERVFAIL) if len(data) >= dnsmsg.HEADER else b""
+
+    def client_at(self, address: str) -> str:
+        """Whose address it is; "" where it is nobody's."""
+        return self._shared.policy.client_at(address) or ""
 
     def refuse_connection(self, address: str, destination: str, deny: Deny) -> None:
         """Notes a TCP connection that was refused."""
         self.counts.limited += 1
-        self._note(self._shared.policy.client_at(address) or "", address, destination, "", deny)
+        self._note(self.client_at(address), address, destination, "", deny)
 
     def _decide(self, asked: Asked) -> Verdict:
         query = asked.query
@@ -159,7 +155,7 @@ class DnsRelay:
             return Deny(Reason.ERROR, detail=f"the packet layer: {error}")
         return None
 
-    def _refuse(self, asked: Asked, verdict: Verdict, rcode: Rcode = Rcode.NOERROR) -> bytes:
+    def _refuse(self, asked: Asked, verdict: Verdict, rcode: Rcode = Rcode.NXDOMAIN) -> bytes:
         self.counts.refused += 1
         self._tell(asked, verdict)
         return dnsmsg.refusal(asked.data, asked.query, verdict.reason, rcode)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +16,10 @@ from proxyfw.edge.dnssocket import Datagram, DnsSocket
 IDLE = 10.0  # seconds between two queries on a TCP connection, and for each part of one (RFC 7766 section 6.2.3)
 MAX_TCP = 32  # TCP connections of one client
 RATE, BURST = 3000.0, 6000.0  # queries of one client over TCP: as the packet layer has it for UDP
+SHARE, SHARE_AT_ONCE = 0.5, 1.0
+"""Of one processor's time, what one client may have for its queries: a second, and after a rest. Names and answers that
+take long to read and write are chosen by clients; the others shall be served all the same."""
+
 _PAUSE = 0.05  # seconds that a connection waits when its client has asked too much
 _BATCH = 64  # datagrams taken before others get their turn
 
@@ -30,6 +35,7 @@ class DnsServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Counter[str] = Counter()
         self._rate = RateLimit(RATE, BURST)
+        self._share = RateLimit(SHARE, SHARE_AT_ONCE)
 
     async def start(self, sockets: list[DnsSocket], listeners: list[socket.socket]) -> None:
         """Begins to take queries."""
@@ -58,14 +64,23 @@ class DnsServer:
             if datagram is None:
                 return
             address, destination = datagram.peer[0].partition("%")[0], _text(datagram.destination)
-            try:
-                reply = self._relay.reply(datagram.data, address, destination, udp=True)
-            except Exception as error:  # noqa: BLE001 - a fault of ours refuses one query, and is logged
-                reply = self._relay.fault(datagram.data, address, destination, error)
+            if self._share.left(address, self._loop.time()) <= 0:
+                self._relay.counts.dropped += 1
+                continue
+            reply = self._reply(datagram.data, address, destination, udp=True)
             if isinstance(reply, Asked):
                 self._begin(sock, datagram, reply)
             else:
                 _send(sock, datagram, reply)
+
+    def _reply(self, data: bytes, address: str, destination: str, udp: bool) -> bytes | Asked:
+        begun = time.thread_time()
+        try:
+            return self._relay.reply(data, address, destination, udp)
+        except Exception as error:  # noqa: BLE001 - a fault of ours refuses one query, and is logged
+            return self._relay.fault(data, address, destination, error)
+        finally:
+            self._share.spend(address, time.thread_time() - begun, self._loop.time())
 
     def _begin(self, sock: DnsSocket, datagram: Datagram, asked: Asked) -> None:
         task = self._loop.create_task(self._look_up(sock, datagram, asked))
@@ -78,18 +93,20 @@ class DnsServer:
     async def _found(self, asked: Asked) -> bytes:
         try:
             return await self._relay.look_up(asked)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - as in _reply
             return self._relay.fault(asked.data, asked.address, asked.destination, error)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        writer.transport.set_write_buffer_limits(0)  # what is drained is the kernel's
         address = str(writer.get_extra_info("peername")[0]).partition("%")[0]
         destination = str(writer.get_extra_info("sockname")[0]).partition("%")[0]
-        self._connections[address] += 1
+        client = self._relay.client_at(address)
+        self._connections[client] += 1
         try:
-            if self._connections[address] > MAX_TCP:
+            if self._connections[client] > MAX_TCP:
                 detail = f"{MAX_TCP} TCP connections to the relay are open"
                 self._relay.refuse_connection(address, destination, Deny(Reason.LIMIT, detail=detail))
                 return
@@ -97,11 +114,11 @@ class DnsServer:
                 while True:
                     await self._serve_one(reader, writer, address, destination)
         finally:
-            self._connections[address] -= 1
-            if not self._connections[address]:
-                del self._connections[address]
+            self._connections[client] -= 1
+            if not self._connections[client]:
+                del self._connections[client]
             self._tasks.discard(task)
-            writer.transport.abort() if task.cancelling() else writer.close()
+            writer.transport.abort()  # a peer that reads nothing must not keep it open
 
     async def _serve_one(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, destination: str
@@ -109,12 +126,9 @@ class DnsServer:
         async with asyncio.timeout(IDLE):
             length = int.from_bytes(await reader.readexactly(2))
             data = await reader.readexactly(length)
-        while not self._rate.take(address, self._loop.time()):
+        while self._share.left(address, self._loop.time()) <= 0 or not self._rate.take(address, self._loop.time()):
             await asyncio.sleep(_PAUSE)
-        try:
-            reply = self._relay.reply(data, address, destination, udp=False)
-        except Exception as error:  # noqa: BLE001 - as above
-            reply = self._relay.fault(data, address, destination, error)
+        reply = self._reply(data, address, destination, udp=False)
         if isinstance(reply, Asked):
             reply = await self._found(reply)
         if not reply:

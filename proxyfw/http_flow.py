@@ -174,8 +174,9 @@ class HttpFlow:
         connection = self._connection
         connection.disarm()
         self._unjudged = None
-        source = NameSource.HOST if name is not None else NameSource.NONE
-        flow = connection.flow()._replace(name=name, name_source=source)
+        flow = connection.flow()
+        if name is not None:
+            flow = flow._replace(name=name, name_source=NameSource.HOST)
         entry = connection.entry
         again = connection.decide(flow)
         same_host = entry is not None and entry.flow == flow and self._server is not None

@@ -1,40 +1,37 @@
 """What the packet layer tells of a packet, as a row of the log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from proxyfw.core.address import IPAddress
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Flow, Policy, Protocol
-from proxyfw.core.verdict import Allow, Reason
+from proxyfw.core.verdict import Deny, Reason, in_a_word
 from proxyfw.edge.logdb import Row
-from proxyfw.edge.nflog import Refused
+from proxyfw.edge.nflog import Reported
 
 _PROTOCOLS = frozenset(protocol.value for protocol in Protocol)
 
 
-def client_of(refused: Refused, policy: Policy) -> str:
-    """The client that sent it; "" where that is unknown: an address that came from the wrong interface is nobody's."""
-    reason = refused.prefix.rpartition(" ")[2]
-    return (policy.client_at(str(refused.source)) or "") if reason != Reason.UNKNOWN_CLIENT else ""
-
-
-def row_of(refused: Refused, policy: Policy, names: Sequence[Hostname]) -> Row:
-    """The row. `names`: those that the client was told its destination for; so the row says what to allow."""
-    mode, _, reason = refused.prefix.rpartition(" ")
+def row_of(packet: Reported, policy: Policy, names: Callable[[str, IPAddress], Sequence[Hostname]]) -> Row:
+    """The row. `names(client, address)`: those that the client was told for this address; so it says what to allow."""
+    mode, _, reason = packet.prefix.rpartition(" ")
+    # An address that came from the wrong interface is nobody's.
+    known = reason != Reason.UNKNOWN_CLIENT
     row = Row(
-        client=client_of(refused, policy),
-        address=str(refused.source),
-        protocol=refused.protocol,
-        destination=str(refused.destination),
-        port=refused.port,
+        client=(policy.client_at(str(packet.source)) or "") if known else "",
+        address=str(packet.source),
+        protocol=packet.protocol,
+        destination=str(packet.destination),
+        port=packet.port,
         verdict=mode or "deny",
         reason=reason,
     )
-    if names and refused.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN):
-        flow = Flow(row.client, Protocol(refused.protocol), refused.destination, refused.port)
-        flow, verdict = policy.decide_pinned(flow, names)
+    told = names(row.client, packet.destination)
+    if told and packet.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN):
+        flow = Flow(row.client, Protocol(packet.protocol), packet.destination, packet.port)
+        flow, verdict = policy.decide_pinned(flow, told)
         row.name, row.name_source = flow.name or "", flow.name_source.value
-        if isinstance(verdict, Allow):
-            row.rule = verdict.rule
-        else:
-            row.reason, row.detail = verdict.reason.value, verdict.detail
+        if in_a_word(verdict) == row.verdict:  # else another policy is in force by now, or another pin
+            row.reason, row.rule = verdict.reason.value, verdict.rule
+            row.detail = verdict.detail if isinstance(verdict, Deny) else ""
     return row

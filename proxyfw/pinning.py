@@ -15,6 +15,7 @@ from proxyfw.edge.pinstore import PinStore
 SWEEP = 30.0  # seconds between two looks at what the kernel still uses, and what has run out
 SAVE = 1.0  # seconds that a change waits for others before it is written
 MAX_OPEN = 4096  # UDP ports that one client has open
+MAX_OPEN_IN_ALL = 60_000  # the sets of the packet layer take a few more
 _SLACK = 60.0  # seconds that the kernel keeps one longer, so that not every answer has to tell it
 
 
@@ -32,9 +33,10 @@ class PinKeeper:
         self._store = store
         self._loop = loop
         self._open: dict[str, dict[PinnedPort, float]] = {}  # by client; until when, on the loop's clock
+        self._planned: dict[str, dict[PinnedPort, float]] = {}  # the same of the latest `ports`
         self._saving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
 
     @property
     def store_error(self) -> str:
@@ -44,12 +46,12 @@ class PinKeeper:
     def restore(self) -> None:
         """Takes up the pins of the last run, with what the kernel has kept in use meanwhile."""
         self.pins.restore(self._store.load())
-        self._hear_kernel()
+        self._hear(self._nft.elements(USED_SETS))
 
     def start(self) -> None:
         """Begins to sweep, once the ruleset is in force."""
         self.replaced(self.policy)
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+        self._sweeper = self._loop.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Writes what is not written yet."""
@@ -74,15 +76,23 @@ class PinKeeper:
         self, client: str, name: Hostname, addresses: tuple[IPAddress, ...], life: float, now: float
     ) -> None:
         opened = self._open.setdefault(client, {})
-        ports = pinned_ports(self.policy, client, name, addresses, 0)
+        ports = list(pinned_ports(self.policy, client, name, addresses))
         wanted = [port for port in ports if opened.get(port, 0.0) < now + life]
-        if len(opened) + len(wanted) > MAX_OPEN:
-            opened = self._open[client] = {port: until for port, until in opened.items() if until > now}
-            if len(opened) + len(wanted) > MAX_OPEN:
+        if not wanted:
+            return
+        if not self._has_room(opened, wanted):
+            for held in self._open.values():
+                for port in [port for port, until in held.items() if until <= now]:
+                    del held[port]
+            if not self._has_room(opened, wanted):
                 raise TooManyOpen
-        if wanted:
-            self._nft.change(open_ports(port._replace(seconds=int(life + _SLACK)) for port in wanted))
-            opened.update(dict.fromkeys(wanted, now + life + _SLACK))
+        self._nft.change(open_ports(wanted, int(life + _SLACK)))
+        opened.update(dict.fromkeys(wanted, now + life + _SLACK))
+
+    def _has_room(self, opened: dict[PinnedPort, float], wanted: list[PinnedPort]) -> bool:
+        more = sum(port not in opened for port in wanted)
+        in_all = sum(map(len, self._open.values()))
+        return len(opened) + more <= MAX_OPEN and in_all + more <= MAX_OPEN_IN_ALL
 
     def names(self, client: str, address: IPAddress) -> tuple[Hostname, ...]:
         """The names that the client was told this address for, the latest first."""
@@ -109,36 +119,48 @@ class PinKeeper:
         """How many live pins each client has."""
         return self.pins.count(self._loop.time())
 
-    def ports(self, policy: Policy) -> list[PinnedPort]:
-        """What a new ruleset, for this policy, must have open from the start."""
-        self._hear_kernel()
+    def ports(self, policy: Policy) -> dict[PinnedPort, int]:
+        """What a new ruleset, for this policy, must have open from the start, and for how many seconds."""
+        self._hear(self._nft.elements(USED_SETS))
         now = self._loop.time()
-        return [
-            port
-            for pin in self.pins.all(now)
-            for port in pinned_ports(policy, pin.client, pin.name, (pin.address,), max(pin.until - now, MIN_LIFE))
-        ]
+        self._planned = {}
+        in_all = 0
+        for pin in self.pins.all(now):
+            opened = self._planned.setdefault(pin.client, {})
+            until = max(pin.until, now + MIN_LIFE) + _SLACK
+            for port in pinned_ports(policy, pin.client, pin.name, (pin.address,)):
+                if port in opened:
+                    opened[port] = max(opened[port], until)
+                elif len(opened) < MAX_OPEN and in_all < MAX_OPEN_IN_ALL:
+                    opened[port] = until
+                    in_all += 1
+        return {port: int(until - now) for opened in self._planned.values() for port, until in opened.items()}
 
     def replaced(self, policy: Policy) -> None:
         """A new policy is in force, and its ruleset, with what `ports` gave: what it does not permit is forgotten."""
         self.policy = policy
         self.pins.keep(policy.may_resolve)
-        self._open.clear()
+        self._open = self._planned
         self._save_soon()
 
-    def _hear_kernel(self) -> None:
-        """What is used without us lives on here as well."""
+    def _hear(self, used: Iterable[tuple[IPAddress, IPAddress, int]]) -> None:
+        """What the kernel says is used, without us, lives on here as well."""
         now = self._loop.time()
-        for source, destination, seconds in self._nft.elements(USED_SETS):
+        for source, destination, seconds in used:
             client = self.policy.client_at(str(source))
             if client is not None:
                 self.pins.extend(client, destination, now + seconds)
 
-    def _sweep(self) -> None:
-        self._hear_kernel()
-        self.pins.expire(self._loop.time())
-        self._save_soon()
-        self._sweeper = self._loop.call_later(SWEEP, self._sweep)
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            try:
+                self._hear(await asyncio.to_thread(self._nft.elements, USED_SETS))
+            except (OSError, ValueError, KeyError) as error:  # what runs out early must not end the sweeping
+                context = {"message": "the sets of the packet layer could not be read", "exception": error}
+                self._loop.call_exception_handler(context)
+            self.pins.expire(self._loop.time())
+            self._save_soon()
 
     def _save_soon(self) -> None:
         if self._saving is None and not self._stopping.is_set():

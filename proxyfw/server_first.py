@@ -39,31 +39,25 @@ async def first_words(connection: Connection) -> bytes | None:
         return None
     try:
         connection.disarm()
-        speaker, first = await _first_to_speak(connection.client, server)
+        from_client, from_server = await _first_to_speak(connection.client, server)
     except BaseException:
         server.close()
         raise
-    if speaker is connection.client and first:
+    if from_client and from_server is None:
         connection.end_entry("client")
         server.close()
-        return first
-    if speaker is server:
-        connection.begin_splice(server, b"", first, gate=Gate(connection).open_for)
-    else:
-        connection.begin_splice(server, b"", b"")
+        return from_client
+    connection.begin_splice(server, from_client or b"", from_server or b"", gate=Gate(connection).open_for)
     return None
 
 
-async def _first_to_speak(client: Stream, server: Stream) -> tuple[Stream, bytes]:
-    """Who spoke (or ended) first, and the bytes; b"" for an end. Raises OSError."""
-    tasks = {asyncio.ensure_future(stream.recv(_CHUNK)): stream for stream in (client, server)}
+async def _first_to_speak(client: Stream, server: Stream) -> tuple[bytes | None, bytes | None]:
+    """What the client and the server said first: None where that one did not, b"" where it ended. Raises OSError."""
+    tasks = [asyncio.ensure_future(stream.recv(_CHUNK)) for stream in (client, server)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        task = next(task for task in tasks if task.done())
-        other = next(each for each in tasks if each is not task)
-        if other.done() and not other.cancelled() and other.exception() is None and tasks[task] is client:
-            task = other  # both at once: what the server has said must reach the client
-        return tasks[task], task.result()
+        from_client, from_server = (task.result() if task.done() else None for task in tasks)
+        return from_client, from_server
     finally:
         for task in tasks:
             task.cancel()
@@ -71,7 +65,7 @@ async def _first_to_speak(client: Stream, server: Stream) -> tuple[Stream, bytes
 
 
 class Gate:
-    """Judges the client's first bytes once the server has spoken."""
+    """Judges the client's first bytes once the server has spoken, or the client has ended."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -79,12 +73,14 @@ class Gate:
         self._deadline: asyncio.TimerHandle | None = None
 
     def open_for(self, data: bytes) -> bool | None:
-        """Whether the bytes so far may go to the server; None: more are needed to tell."""
+        """Whether the bytes so far may go to the server; None: more are needed to tell. b"": the client has ended."""
+        if not data:
+            ended = Malformed("the connection ended before the name was complete")
+            return not self._sniffer.data or not self._is_refused(ended)
         sniffed = self._sniffer.feed(data)
         if isinstance(sniffed, NeedMore):
             if self._deadline is None:
-                loop = asyncio.get_running_loop()
-                self._deadline = loop.call_later(SNIFF_DEADLINE, self._expire)
+                self._deadline = asyncio.get_running_loop().call_later(SNIFF_DEADLINE, self._expire)
             return None
         if self._deadline is not None:
             self._deadline.cancel()
@@ -94,19 +90,21 @@ class Gate:
 
     def _expire(self) -> None:
         splice = self._connection.splice
-        if splice is not None and not splice.closed:
-            late = Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
-            if self._is_refused(late):
-                splice.close("proxy")
+        if splice is None or splice.closed:
+            return
+        if self._is_refused(Malformed("the name was not complete within the deadline", Reason.TIMEOUT)):
+            splice.close("proxy")
+        else:
+            splice.open_gate()
 
     def _is_refused(self, sniffed: Sniffed) -> bool:
+        """The verdict on what the client said; a refusal is recorded, also one that observe mode lets through."""
         connection, splice = self._connection, self._connection.splice
         assert splice is not None
         connection.protocol = self._sniffer.protocol
         flow = connection.flow(sniffed)
         verdict = connection.decide(flow)
-        if is_refused(verdict):
-            connection.end_entry("proxy", splice.bytes_up, splice.bytes_down)
+        if isinstance(verdict, Deny):
+            connection.end_entry("proxy" if is_refused(verdict) else "client", splice.bytes_up, splice.bytes_down)
             connection.record(flow, verdict)
-            return True
-        return False
+        return is_refused(verdict)

@@ -15,13 +15,13 @@ from typing import Any
 
 from proxyfw import __version__
 from proxyfw.core.config import Config
-from proxyfw.core.policy import Policy
+from proxyfw.core.policy import DNS_PORT, Policy
 from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY4, RELAY6, RELAY_PORT, render
 from proxyfw.dnsrelay import DnsRelay
 from proxyfw.dnsserve import DnsServer
 from proxyfw.edge import files, routes
 from proxyfw.edge.control import Answer, Control
-from proxyfw.edge.dnssocket import DNS_PORT, DnsSocket
+from proxyfw.edge.dnssocket import DnsSocket
 from proxyfw.edge.listen import listen
 from proxyfw.edge.logdb import LogWriter
 from proxyfw.edge.nflog import Nflog, NflogError
@@ -29,10 +29,10 @@ from proxyfw.edge.nft import Nft, NftError
 from proxyfw.edge.pinstore import PinStore
 from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
-from proxyfw.edge.upstream import Upstream
+from proxyfw.edge.upstream import MAX_WAITING, Upstream
 from proxyfw.load import Loaded, load
 from proxyfw.logview import visible
-from proxyfw.packetlog import client_of, row_of
+from proxyfw.packetlog import row_of
 from proxyfw.pinning import PinKeeper
 from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS, Proxy
 from proxyfw.shared import Shared
@@ -41,7 +41,8 @@ CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
 PIN_FILE = "pins.sqlite"
 _UNLOGGED, _UNASKED = "unlogged", "queries_dropped"  # the counters of the packet layer
-_SPARE_DESCRIPTORS = 256
+SPARE_DESCRIPTORS = 256 + MAX_WAITING + 256  # our own, those of look-ups, and those of queries over TCP
+_FEW = 16  # connections, however low the limit of open files
 _GARBAGE = 20_000
 
 
@@ -95,7 +96,7 @@ class Service:
             await control.start()
         except OSError as error:
             raise StartError(f"{loaded.config.state_dir}: {CONTROL_SOCKET}: {error.strerror or error}") from None
-        # From here on nothing is awaited until everything stands, so no command can come too early.
+        # From here on nothing is awaited until a command would find all that it asks, so none can come too early.
         try:
             routes.ensure(MARK, MASK)
             self._nflog.start()
@@ -105,14 +106,14 @@ class Service:
             raise StartError(f"the packet layer could not be set up: {error}") from None
         self._poller.start(loop)
         self._pins.start()
-        resolver = self._resolver(loaded.policy, loop)
+        resolver = Resolver(Upstream(loaded.policy.upstream, loop.time).ask, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log, self._pins)
         self._proxy = Proxy(self._shared, _raise_descriptors())
         self._proxy.start(proxied)
         self._relay = DnsRelay(self._shared)
         dns = DnsServer(self._relay, loop)
         await dns.start(datagrams, relayed)
-        loop.add_reader(self._nflog.fileno(), self._on_refused)
+        loop.add_reader(self._nflog.fileno(), self._on_packets)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -151,10 +152,6 @@ class Service:
         if self._log.last_error:
             say(f"the log cannot be written now, and will be tried again: {self._log.last_error}")
 
-    def _resolver(self, policy: Policy, loop: asyncio.AbstractEventLoop) -> Resolver:
-        self._upstream = Upstream(policy.upstream, loop.time)
-        return Resolver(self._upstream.ask, loop.time)
-
     def _apply(self, loaded: Loaded, policy: Policy) -> None:
         assert loaded.config is not None
         skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
@@ -183,7 +180,8 @@ class Service:
                 return self._reload_failed([*told, f"the packet layer could not be set up: {error}"])
             self._state.loaded = loaded
             if loaded.policy.upstream != self._shared.policy.upstream:
-                self._shared.resolver = self._resolver(loaded.policy, self._poller.loop)
+                clock = self._poller.loop.time
+                self._shared.resolver = Resolver(Upstream(loaded.policy.upstream, clock).ask, clock)
             self._pins.replaced(loaded.policy)
             closed = self._proxy.rejudge(loaded.policy)
             self._state.reloaded, self._state.failed = time.time(), []
@@ -198,11 +196,10 @@ class Service:
             say(line)
         return {"ok": False, "problems": problems}
 
-    def _on_refused(self) -> None:
+    def _on_packets(self) -> None:
         policy = self._shared.policy
-        for refused in self._nflog.read():
-            names = self._pins.names(client_of(refused, policy), refused.destination)
-            self._log.open_row(row_of(refused, policy, names))
+        for packet in self._nflog.read():
+            self._log.open_row(row_of(packet, policy, self._pins.names))
 
     async def _answer(self, command: str) -> Answer:
         if command == "reload":
@@ -246,8 +243,7 @@ class Service:
             "accepted": self._proxy.accepted,
             "relay": {
                 **asdict(self._relay.counts),
-                "dropped": self._count(_UNASKED),
-                "resolver_failures": self._upstream.failures,
+                "dropped": self._relay.counts.dropped + self._count(_UNASKED),
                 "pins_not_kept": self._pins.store_error,
             },
             "log": {
@@ -314,4 +310,4 @@ def _raise_descriptors() -> int:
     """Raises the limit of open files as far as it goes; how many connections that allows."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return min(MAX_CONNECTIONS, (hard - _SPARE_DESCRIPTORS) // DESCRIPTORS_EACH)
+    return max(min(MAX_CONNECTIONS, (hard - SPARE_DESCRIPTORS) // DESCRIPTORS_EACH), _FEW)

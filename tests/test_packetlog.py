@@ -8,7 +8,7 @@ from proxyfw.core.config import parse_config
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
-from proxyfw.edge.nflog import Refused
+from proxyfw.edge.nflog import Reported
 from proxyfw.packetlog import row_of
 
 
@@ -34,6 +34,10 @@ def policy() -> Policy:
                      id="a protocol that no pattern can name"),
         pytest.param("allow pin", "udp", 123, ["evil.example", "a.time.example"],
                      ("work", "allow", "pin", "a.time.example", "pin", ""), id="an open port"),
+        pytest.param("allow pin", "udp", 124, ["a.time.example"],
+                     ("work", "allow", "pin", "a.time.example", "pin", ""), id="an open port that was dropped since"),
+        pytest.param("no-name", "udp", 123, ["a.time.example"],
+                     ("work", "deny", "no-name", "a.time.example", "pin", ""), id="a port that was opened since"),
         pytest.param("observe no-name", "udp", 9, [], ("work", "observe", "no-name", "", "", ""), id="observe mode"),
         pytest.param("internal-address", "udp", 9, ["evil.example"],
                      ("work", "deny", "internal-address", "", "", ""), id="an internal address"),
@@ -44,8 +48,9 @@ def policy() -> Policy:
     ],
 )  # fmt: skip
 def test_the_row(prefix: str, protocol: str, port: int, names: list[str], row: tuple[str, ...]) -> None:
-    refused = Refused(prefix, ip_address("10.137.0.11"), ip_address("192.0.2.1"), protocol, port)
-    found = row_of(refused, policy(), [Hostname(name) for name in names])
+    reported = Reported(prefix, ip_address("10.137.0.11"), ip_address("192.0.2.1"), protocol, port)
+    told = [Hostname(name) for name in names]
+    found = row_of(reported, policy(), lambda client, address: told)
     assert (found.client, found.verdict, found.reason, found.name, found.name_source, found.detail) == row
     assert (found.address, found.destination, found.port, found.protocol) == (
         "10.137.0.11",

@@ -27,12 +27,12 @@ TIME, MAIL = Hostname("time.example"), Hostname("mail.example")
 FOUR, SIX = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 
 
-def policy(domains: str = '["time.example:123/udp", "mail.example:25"]') -> Policy:
-    profile, problems = parse_profile("p", "p.yaml", f"domains: {domains}\n")
-    assert profile is not None, problems
+def policy(profile: str = 'domains: ["time.example:123/udp", "mail.example:25"]\n') -> Policy:
+    parsed, problems = parse_profile("p", "p.yaml", profile)
+    assert parsed is not None, problems
     config, _ = parse_config("proxyfw.yaml", CONFIG)
     assert config is not None
-    return build(config, link({"p": profile})[0], ())
+    return build(config, link({"p": parsed})[0], ())
 
 
 class Packets:
@@ -155,13 +155,53 @@ def test_a_new_ruleset_has_open_what_the_pins_say_and_what_the_kernel_still_uses
             clock.now += 200
             packets.used = [(ip_address("10.137.0.11"), FOUR, 3500), (ip_address("10.137.0.99"), FOUR, 3500)]
             ports = pins.ports(policy())
-            assert sorted((str(port.client), port.port, port.seconds) for port in ports) == [
-                ("10.137.0.11", 123, 3500),
-                ("10.137.0.12", 123, 300),
-            ]
+            assert {(str(port.client), port.port): seconds for port, seconds in ports.items()} == {
+                ("10.137.0.11", 123): 3560,
+                ("10.137.0.12", 123): 360,
+            }
             clock.now += 1000  # without the kernel's word it would be gone
             assert pins.names("work", FOUR) != ()
             assert pins.names("other", FOUR) == ()
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_after_a_reload_the_ports_that_are_open_count_and_renewing_them_is_no_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "MAX_OPEN", 10)
+
+    async def test() -> None:
+        pins = keeper(tmp_path, Packets(), asyncio.get_running_loop())
+        many = [ip_address(f"192.0.2.{number}") for number in range(11)]
+        pins.learn("work", TIME, many[:10], 0)
+        pins.ports(policy())
+        pins.replaced(policy())
+        pins.learn("work", TIME, many[:10], 3600)
+        with pytest.raises(TooManyOpen):
+            pins.learn("work", TIME, many[10:], 0)
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("profile", "address"),
+    [
+        pytest.param('domains: ["time.example:123/udp"]\nnetworks: ["192.168.1.5:22"]\n', "192.168.1.5",
+                     id="a network grants the address, on another port"),
+        pytest.param('domains: ["time.example:123/udp"]\n', "10.137.0.12", id="another client"),
+    ],
+)  # fmt: skip
+def test_no_port_is_opened_that_the_policy_refuses(tmp_path: Path, profile: str, address: str) -> None:
+    async def test() -> None:
+        packets = Packets()
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        pins.policy = policy(profile=profile)
+        pins.learn("work", TIME, (ip_address(address),), 60)
+        assert packets.told == []
+        assert pins.ports(pins.policy) == {}
         await pins.stop()
 
     asyncio.run(test())
@@ -172,8 +212,8 @@ def test_what_a_new_policy_does_not_permit_is_forgotten(tmp_path: Path) -> None:
         pins = keeper(tmp_path, Packets(), asyncio.get_running_loop())
         pins.learn("work", TIME, (FOUR,), 0)
         pins.learn("work", MAIL, (FOUR,), 0)
-        without = policy('["mail.example:25"]')
-        assert list(pins.ports(without)) == []
+        without = policy('domains: ["mail.example:25"]\n')
+        assert pins.ports(without) == {}
         pins.replaced(without)
         assert pins.names("work", FOUR) == (MAIL,)
         await pins.stop()

@@ -23,6 +23,8 @@ from proxyfw.core.verdict import Reason
 
 MAX_TTL = 3600  # seconds that a client is told to keep an answer; a pin lives as long
 MAX_NEGATIVE_TTL = 300  # the same for "no such name" (RFC 2308 section 5 allows up to three hours)
+MAX_ADDRESSES = 64  # of a name that are told: each is pinned, and may be dialled
+MAX_RECORDS = 256  # of any other type: whoever has a name chooses how many it has, and each takes time
 MAX_CHAIN = 16  # aliases between the name asked and its records
 
 _ADDRESSES = (A, dns.rdatatype.AAAA)
@@ -77,6 +79,8 @@ def read(message: dns.message.Message, rdtype: int, dnssec_ok: bool) -> Answer:
     chain, name = _chain(said, message.question[0].name, rdtype)
     aliases = bool(chain)
     records = _find(said, name, rdtype)
+    if records is not None and rdtype in _ADDRESSES:
+        records = _limited(records, MAX_TTL, MAX_ADDRESSES)
     positive = records is not None
     if records is not None:
         cleaned = _clean(records)
@@ -84,7 +88,7 @@ def read(message: dns.message.Message, rdtype: int, dnssec_ok: bool) -> Answer:
     proof = [] if positive else _soa(beside, name)
     ended = positive or bool(proof) or message.rcode() != Rcode.NOERROR or bool(_next(said, name))
     if dnssec_ok:  # the denial of existence too, also of a name for which a wildcard stood in (RFC 4035 section 3.1.3)
-        proof += [rrset for rrset in beside if rrset.rdtype in (NSEC, NSEC3)]
+        proof += [rrset for rrset in beside if rrset.rdtype in (NSEC, NSEC3)][:MAX_CHAIN]
         chain, proof = _signed(chain, said), _signed(proof, beside)
     answer = tuple(_limited(rrset, MAX_TTL) for rrset in chain)
     authority = tuple(_limited(rrset, MAX_NEGATIVE_TTL) for rrset in proof)
@@ -183,8 +187,11 @@ def _unwanted(key: int, value: Any) -> bool:
     return key in _HINTS and any(kind_of(ip_address(a)) is not AddressKind.GLOBAL for a in value.addresses)
 
 
-def _limited(rrset: dns.rrset.RRset, ttl: int) -> dns.rrset.RRset:
-    return rrset if rrset.ttl <= ttl else dns.rrset.from_rdata_list(rrset.name, ttl, list(rrset))
+def _limited(rrset: dns.rrset.RRset, ttl: int, most: int = MAX_RECORDS) -> dns.rrset.RRset:
+    """With no longer a TTL, and no more records."""
+    if rrset.ttl <= ttl and len(rrset) <= most:
+        return rrset
+    return dns.rrset.from_rdata_list(rrset.name, min(rrset.ttl, ttl), list(rrset)[:most])
 
 
 def _ttl(answer: Sequence[dns.rrset.RRset], authority: Sequence[dns.rrset.RRset], positive: bool) -> int:

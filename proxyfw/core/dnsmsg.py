@@ -38,7 +38,6 @@ MAX_UDP = 1232
 
 _PLAIN_UDP = 512  # RFC 1035 section 2.3.4, for a client without EDNS
 HEADER = 12  # bytes, RFC 1035 section 4.1.1
-FAULT = Malformed("a fault of the relay", Reason.ERROR)
 _QR = 0x80  # in the third byte
 _REMEMBERED = 1024  # queries read and replies made: clients ask the same again and again
 _ERRORS = {Rcode.NXDOMAIN: EDECode.BLOCKED, Rcode.NOTIMP: EDECode.NOT_SUPPORTED, Rcode.REFUSED: EDECode.NOT_SUPPORTED}
@@ -64,7 +63,7 @@ class Query:
 
     Compared by identity: the same bytes are read once, and give the same query. `edns`: whether it has an OPT record;
     `size`: bytes of a reply over UDP that the client takes.
-    `question`: None where `broken` says why it is not to be answered, and `rcode` with what.
+    `question`: None where `broken` says why it is not to be answered. `rcode`: with what it is refused.
     """
 
     asked: bytes
@@ -73,7 +72,7 @@ class Query:
     size: int
     question: Question | None
     broken: Malformed | None = None
-    rcode: Rcode = Rcode.NOERROR
+    rcode: Rcode = _REFUSED
 
     @property
     def name(self) -> dns.name.Name:
@@ -168,14 +167,14 @@ def _size(payload: int) -> int:
 
 def _query(message: dns.message.Message) -> Query:
     asked = message.question[0]
-    question, broken, rcode = None, None, Rcode.NOERROR
+    question, broken, rcode = None, None, _REFUSED
     text = asked.name.to_text(omit_final_dot=True)
     try:
         name = normalise(text)
         checking_disabled = bool(message.flags & dns.flags.CD)
         question = Question(name, asked.rdtype, bool(message.ednsflags & dns.flags.DO), checking_disabled)
     except HostnameError as error:
-        broken, rcode = Malformed(f"{text}: {error}"), _REFUSED
+        broken = Malformed(f"{text}: {error}")
     if asked.rdclass != dns.rdataclass.IN:
         broken = Malformed(f"class {dns.rdataclass.to_text(asked.rdclass)}", Reason.UNSUPPORTED)
         question, rcode = None, Rcode.REFUSED
@@ -202,16 +201,16 @@ def _unsupported(what: str) -> Unreadable:
     return Unreadable(Rcode.NOTIMP, Malformed(what, Reason.UNSUPPORTED))
 
 
-def error(data: bytes, unreadable: Unreadable) -> bytes:
+def error(data: bytes, rcode: Rcode) -> bytes:
     """The reply to a broken query: a header alone, as nothing else of it can be believed."""
     flags = (data[2] << 8 | data[3]) & (dns.flags.RD | 0x7800) | dns.flags.QR | dns.flags.RA
-    if unreadable.rcode > 15:  # BADVERS: its upper bits go into an OPT record, RFC 6891 section 6.1.3
+    if rcode > 15:  # BADVERS: its upper bits go into an OPT record, RFC 6891 section 6.1.3
         message = dns.message.Message(int.from_bytes(data[:2]))
         message.flags = dns.flags.Flag(flags)
         message.use_edns(0, payload=MAX_UDP)
-        message.set_rcode(unreadable.rcode)
+        message.set_rcode(rcode)
         return message.to_wire()
-    return data[:2] + (flags | unreadable.rcode).to_bytes(2) + bytes(8)
+    return data[:2] + (flags | rcode).to_bytes(2) + bytes(8)
 
 
 def text_of(query: Query) -> str:
@@ -219,13 +218,12 @@ def text_of(query: Query) -> str:
     return query.name.to_text(omit_final_dot=True)
 
 
-def refusal(data: bytes, query: Query, reason: Reason, rcode: Rcode = Rcode.NOERROR) -> bytes:
+def refusal(data: bytes, query: Query, reason: Reason, rcode: Rcode = _REFUSED) -> bytes:
     """The reply that refuses. Clients take NXDOMAIN as final; REFUSED sends them to their next resolver.
 
     `rcode`: another one than NXDOMAIN. A client with EDNS is also told why (RFC 8914: Blocked). There is no SOA, so
     that nobody remembers it: it may be allowed soon.
     """
-    rcode = rcode or _REFUSED
     head = data[:2] + (_flags(query) | rcode).to_bytes(2) + (_ONE_WITH_OPT if query.edns else _ONE)
     return head + query.asked + (_told_why(query.dnssec_ok, reason, rcode) if query.edns else b"")
 

@@ -236,6 +236,10 @@ class Index:
         """The patterns that grant `name`, one for each port on which it is granted."""
         return [found for table in self._tables.values() if (found := table.find(name))]
 
+    def covers(self, transport: str, port: int) -> bool:
+        """Whether some name is granted on this port."""
+        return (transport, port) in self._tables
+
     def ports(self) -> list[Port]:
         """Every port on which some name is granted."""
         return [table.port for table in self._tables.values()]

@@ -104,11 +104,6 @@ class Pins:
         held = own.by_address.get(address, {}).get(name)
         return held is not None and own.is_live(held, now)
 
-    def addresses(self, client: str, name: Hostname, now: float) -> tuple[IPAddress, ...]:
-        """The addresses that the name has by live pins, the first pinned first."""
-        own = self._clients.get(client, self._nobody)
-        return tuple(address for address, held in own.by_name.get(name, {}).items() if own.is_live(held, now))
-
     def of(self, client: str, now: float) -> tuple[Pin, ...]:
         """All live pins of a client."""
         own = self._clients.get(client, self._nobody)
@@ -152,8 +147,10 @@ class Pins:
                 self._forget(own, held)
 
     def expire(self, now: float) -> None:
-        """Forget what has run out and is not in use."""
+        """Forget what has run out and is not in use; what is in use lives on, in the store too, should we be killed."""
         for client, own in list(self._clients.items()):
+            for held in [held for address in own.uses for held in own.by_address.get(address, {}).values()]:
+                self._prolong(held, now + MIN_LIFE)
             for held in [held for held in (*own.waiting, *own.passed) if not own.is_live(held, now)]:
                 self._forget(own, held)
             if not own.by_address and not own.uses:

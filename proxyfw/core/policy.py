@@ -179,6 +179,10 @@ class Policy:
         verdicts = [(each, self.decide(each)) for each in told]
         return next((found for found in verdicts if isinstance(found[1], Allow)), verdicts[0])
 
+    def names_port(self, client: str, transport: str, port: int) -> bool:
+        """Whether any pattern of this client names this port, so that a pin may grant it."""
+        return client in self.clients and self.clients[client].by_pin.covers(transport, port)
+
     def granted_udp(self, client: str, name: Hostname) -> list[int]:
         """The UDP ports that patterns of this client name for this host name."""
         ports = self.clients[client].by_pin.ports_of(name) if client in self.clients else ()
@@ -191,12 +195,13 @@ class Policy:
 
     def answerable(self, client: str, verdict: Verdict, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
         """Those of a name's addresses that an answer may give: what this client could reach at all (rebinding)."""
-        grant = verdict if isinstance(verdict, Allow) else Allow(Reason.DNS_ALL)
-        networks = self.clients[client].networks
+        own = self.clients[client]
+        private = own.observe or (isinstance(verdict, Allow) and verdict.private)
+        kinds = [(address, self._kind(address)) for address in addresses]
         return tuple(
             address
-            for address in addresses
-            if self.reachable(grant, (address,)) or (self._kind(address) is AddressKind.PRIVATE and address in networks)
+            for address, kind in kinds
+            if kind is AddressKind.GLOBAL or (kind is AddressKind.PRIVATE and (private or address in own.networks))
         )
 
     def reachable(self, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:

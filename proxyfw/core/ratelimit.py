@@ -14,11 +14,18 @@ class RateLimit:
 
     def take(self, key: str, now: float) -> bool:
         """Whether it may happen once more now."""
-        tokens, since = self._buckets.get(key, (self._burst, now))
-        tokens = min(tokens + (now - since) * self._rate, self._burst)
-        allowed = tokens >= 1.0
-        self._buckets[key] = (tokens - 1.0 if allowed else tokens), now
+        allowed = self.left(key, now) >= 1.0
+        self.spend(key, 1.0 if allowed else 0.0, now)
         return allowed
+
+    def left(self, key: str, now: float) -> float:
+        """How often it may happen at once now; below 0 where more was spent than there was."""
+        tokens, since = self._buckets.get(key, (self._burst, now))
+        return min(tokens + (now - since) * self._rate, self._burst)
+
+    def spend(self, key: str, amount: float, now: float) -> None:
+        """It has happened so often, whether it might or not."""
+        self._buckets[key] = self.left(key, now) - amount, now
 
 
 class Once:

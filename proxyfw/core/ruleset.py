@@ -3,14 +3,16 @@
 The result is one transaction: the definitions, the static skeleton (iptables/proxyfw.nft), and a chain per client.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import collapse_addresses, ip_network
+from types import MappingProxyType
 from typing import NamedTuple
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, IPAddress, IPNetwork
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.pattern import Port
-from proxyfw.core.policy import DNS_PORT, QUIC_PORT, ClientPolicy, Policy
+from proxyfw.core.policy import DNS_PORT, QUIC_PORT, ClientPolicy, Flow, NameSource, Policy, Protocol
+from proxyfw.core.verdict import Allow
 
 PROXY_PORT = 3129
 """Where the proxy listens, on loopback. Fixed: the rules outlive the service, and a restarted one takes over."""
@@ -36,16 +38,20 @@ TABLE = "inet proxyfw"
 
 
 class PinnedPort(NamedTuple):
-    """A UDP port that one client's address may reach at one address, for so many seconds from now."""
+    """A UDP port that one client's address may reach at one address."""
 
     client: IPAddress
     address: IPAddress
     port: int
-    seconds: int
 
 
-def render(policy: Policy, skeleton: str, downstream_group: int, pinned: Iterable[PinnedPort] = ()) -> str:
-    """The whole ruleset as one transaction that replaces the former one. `pinned`: what is open by a pin."""
+def render(
+    policy: Policy, skeleton: str, downstream_group: int, pinned: Mapping[PinnedPort, int] = MappingProxyType({})
+) -> str:
+    """The whole ruleset as one transaction that replaces the former one.
+
+    `pinned`: what is open by a pin, and for how many seconds still.
+    """
     clients = list(policy.clients.values())
     chains = [_chain(f"client-{number}", client, policy) for number, client in enumerate(clients)]
     return "\n".join(
@@ -61,7 +67,7 @@ def render(policy: Policy, skeleton: str, downstream_group: int, pinned: Iterabl
             *chains,
             "}",
             *_elements(clients),
-            *(f"add element {TABLE} {_pin_element(port)}" for port in pinned),
+            *(f"add element {TABLE} {_pin_element(port, seconds)}" for port, seconds in pinned.items()),
             "",
         ]
     )
@@ -91,31 +97,34 @@ def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
     return f"\t# {client.name}\n\tchain {name} {{\n{body}\n\t}}"
 
 
-def pinned_ports(
-    policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAddress], seconds: float
-) -> Iterator[PinnedPort]:
-    """What an answer opens: the UDP ports that the client's patterns name for this host name, at these addresses."""
+def pinned_ports(policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAddress]) -> Iterator[PinnedPort]:
+    """What an answer opens: the UDP ports that the client's patterns name for this host name, at these addresses.
+
+    Asked of `policy.decide`, as a port may be granted and this address of the name not.
+    """
     ports = policy.granted_udp(client, name)
     for address in addresses if ports else ():
-        for own in policy.clients[client].addresses:
-            if own.version == address.version:
-                yield from (PinnedPort(own, address, port, max(int(seconds), 1)) for port in ports)
+        for port in ports:
+            flow = Flow(client, Protocol.UDP, address, port, name, NameSource.PIN)
+            if isinstance(policy.decide(flow), Allow):
+                same_family = (own for own in policy.clients[client].addresses if own.version == address.version)
+                yield from (PinnedPort(own, address, port) for own in same_family)
 
 
-def open_ports(ports: Iterable[PinnedPort]) -> str:
+def open_ports(ports: Iterable[PinnedPort], seconds: int) -> str:
     """The nftables text that opens them, or gives them a new time-out. Added first, as none must be missing to be
     deleted; deleted, as a time-out cannot be changed."""
     lines = []
     for port in ports:
-        bare = _pin_element(port, timeout=False)
+        bare = _pin_element(port)
         lines += [f"add element {TABLE} {bare}", f"delete element {TABLE} {bare}"]
-        lines.append(f"add element {TABLE} {_pin_element(port)}")
+        lines.append(f"add element {TABLE} {_pin_element(port, seconds)}")
     return "\n".join(lines)
 
 
-def _pin_element(port: PinnedPort, timeout: bool = True) -> str:
-    suffix = f" timeout {port.seconds}s" if timeout else ""
-    return f"pins{port.address.version} {{ {port.client} . {port.address} . {port.port}{suffix} }}"
+def _pin_element(port: PinnedPort, seconds: int | None = None) -> str:
+    timeout = f" timeout {seconds}s" if seconds is not None else ""
+    return f"pins{port.address.version} {{ {port.client} . {port.address} . {port.port}{timeout} }}"
 
 
 def _elements(clients: Iterable[ClientPolicy]) -> list[str]:

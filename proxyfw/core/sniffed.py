@@ -35,7 +35,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Broken, contradicting itself, or too long: `reason` is MALFORMED, AMBIGUOUS or OVERSIZED."""
+    """What cannot be judged: `reason` is one of those for what the client sent, or failed to send."""
 
     detail: str
     reason: Reason = Reason.MALFORMED

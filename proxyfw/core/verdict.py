@@ -24,7 +24,7 @@ class Reason(StrEnum):
     # refused for what the client sent
     MALFORMED = "malformed"  # not what the protocol allows
     AMBIGUOUS = "ambiguous"  # names that contradict each other
-    OVERSIZED = "oversized"  # more than 64 KiB before a name was known
+    OVERSIZED = "oversized"  # more than there may be before a name is known: 64 KiB, or 1 KiB of a DNS query
     SILENT = "silent"  # nothing sent before the deadline
     TIMEOUT = "timeout"  # began, and did not finish before the deadline
     # permitted by name, and then refused for what the name led to

@@ -8,7 +8,8 @@ import socket
 import struct
 from typing import NamedTuple
 
-DNS_PORT = 53
+from proxyfw.core.policy import DNS_PORT
+
 _IP_TRANSPARENT = 19  # linux/in.h
 _IPV6_TRANSPARENT = 75  # linux/in6.h
 _IP_PKTINFO = 8

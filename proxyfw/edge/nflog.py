@@ -1,4 +1,4 @@
-"""Refusals of the packet layer, as the kernel reports them: NFLOG over netlink (linux/netfilter/nfnetlink_log.h).
+"""What the packet layer tells of packets: NFLOG over netlink (linux/netfilter/nfnetlink_log.h).
 
 No maintained Python binding of libnetfilter_log exists; what is needed of the protocol is one request and one message.
 """
@@ -29,8 +29,8 @@ _IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination op
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """One refused packet. `port` is 0 where the protocol has none, or where the packet is too broken to tell."""
+class Reported:
+    """One packet, refused or let through. `port` is 0 where it has none, or is too broken to tell."""
 
     prefix: str
     source: IPAddress
@@ -67,7 +67,7 @@ class Nflog:
         """Closes the socket, and with it the group."""
         self._sock.close()
 
-    def read(self, limit: int = 256) -> Iterator[Refused]:
+    def read(self, limit: int = 256) -> Iterator[Reported]:
         """The packets reported since the last call, at most so many messages."""
         for _ in range(limit):
             try:
@@ -110,7 +110,7 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def parse(body: bytes) -> Refused | None:
+def parse(body: bytes) -> Reported | None:
     """The packet that a NFLOG message tells of; None where its IP header is not whole."""
     prefix, payload = "", b""
     at = 4
@@ -127,7 +127,7 @@ def parse(body: bytes) -> Refused | None:
     return _packet(prefix, payload)
 
 
-def _packet(prefix: str, packet: bytes) -> Refused | None:
+def _packet(prefix: str, packet: bytes) -> Reported | None:
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         number, transport = packet[9], packet[(packet[0] & 15) * 4 :]
@@ -141,7 +141,7 @@ def _packet(prefix: str, packet: bytes) -> Refused | None:
         return None
     protocol = _PROTOCOLS.get(number, f"ip-{number}")
     port = int.from_bytes(transport[2:4]) if protocol in ("tcp", "udp") and len(transport) >= 4 else 0
-    return Refused(prefix, ipaddress.ip_address(source), ipaddress.ip_address(destination), protocol, port)
+    return Reported(prefix, ipaddress.ip_address(source), ipaddress.ip_address(destination), protocol, port)
 
 
 def _skip_extensions(number: int, rest: bytes) -> tuple[int, bytes]:

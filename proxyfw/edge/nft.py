@@ -35,10 +35,11 @@ class Nft:
 
     def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int]]:
         """What these sets of proxyfw's table hold, of elements of two addresses and a port: the addresses, and for how
-        many seconds still. A set that does not exist holds nothing.
+        many seconds still. A set that does not exist holds nothing. May be called in another thread.
         """
         found = []
-        for item in (item for name in names for item in self._list(f"set {TABLE} {name}")):
+        apart = Nft()  # a context is not for two threads
+        for item in (item for name in names for item in apart._list(f"set {TABLE} {name}")):
             for element in item.get("set", {}).get("elem", ()):
                 one, other, _ = element["elem"]["val"]["concat"]
                 found.append((ip_address(one), ip_address(other), int(element["elem"]["expires"])))

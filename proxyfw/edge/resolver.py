@@ -1,7 +1,7 @@
 """What the configured resolvers say, asked once and kept: for the relay, record by record; for the proxy, addresses."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -56,22 +56,31 @@ class Resolver:
         self._answers = DnsCache()
         self._asking: dict[Question, asyncio.Task[Answer]] = {}
         self._names: OrderedDict[Hostname, _Entry] = OrderedDict()
+        self.waiting: Counter[str] = Counter()
+        """Look-ups under way for each client, also those for which nobody waits any more."""
         self._resolving: dict[Hostname, asyncio.Task[Addresses]] = {}
 
     def known(self, question: Question) -> tuple[Answer, float] | None:
         """The answer that is held, and its age in seconds; None: ask `find`."""
         return self._answers.get(question, self._clock())
 
-    async def find(self, question: Question) -> Answer:
-        """The answer, just found or held. FAILED where no resolver answered."""
+    async def find(self, question: Question, client: str = "") -> Answer:
+        """The answer, just found or held. FAILED where no resolver answered. `client`: on whose behalf."""
         held = self.known(question)
         if held is not None:
             return held[0]
         task = self._asking.get(question)
         if task is None:
             task = self._asking[question] = asyncio.create_task(self._find(question))
-            task.add_done_callback(lambda _: self._asking.pop(question, None))
+            self.waiting[client] += 1
+            task.add_done_callback(lambda _: self._found(question, client))
         return await asyncio.shield(task)
+
+    def _found(self, question: Question, client: str) -> None:
+        self._asking.pop(question, None)
+        self.waiting[client] -= 1
+        if not self.waiting[client]:
+            del self.waiting[client]
 
     async def _find(self, question: Question) -> Answer:
         answer = await self._ask(question)
@@ -102,19 +111,19 @@ class Resolver:
         held = [self.known(Question(name, rdtype)) for rdtype in _TYPES]  # what the relay has asked for a client
         return tuple(address for found in held if found for address in found[0].addresses) or None
 
-    async def resolve(self, name: Hostname) -> Addresses:
+    async def resolve(self, name: Hostname, client: str = "") -> Addresses:
         """The addresses of a name, IPv6 and IPv4, in the order of the answers; never empty."""
         held = self.cached(name)
         if held is not None:
             return held
         task = self._resolving.get(name)
         if task is None:
-            task = self._resolving[name] = asyncio.create_task(self._resolve(name))
+            task = self._resolving[name] = asyncio.create_task(self._resolve(name, client))
             task.add_done_callback(lambda _: self._resolving.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _resolve(self, name: Hostname) -> Addresses:
-        answers = await asyncio.gather(*(self.find(Question(name, rdtype)) for rdtype in _TYPES))
+    async def _resolve(self, name: Hostname, client: str) -> Addresses:
+        answers = await asyncio.gather(*(self.find(Question(name, rdtype), client) for rdtype in _TYPES))
         addresses = tuple(address for answer in answers for address in answer.addresses)
         failed = FAILED in answers
         if addresses:

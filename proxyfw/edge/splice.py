@@ -78,8 +78,8 @@ class Splice:
     Owns both streams from `start` on. `on_close(splice, closed_by)` is called once, when they are closed; `closed_by`
     is "client", "server", or what `close` was called with.
 
-    `gate`, where given, is asked about the client's first bytes as they come: they wait until it says True, and with
-    False everything is closed.
+    `gate`, where given, is asked about the client's first bytes as they come (first `to_server`), and about its end
+    (b""): they wait until it says True, and with False everything is closed.
     """
 
     __slots__ = ("_client", "_down", "_gate", "_on_close", "_pipes", "_poller", "_server", "_up", "active_at", "closed")
@@ -122,6 +122,8 @@ class Splice:
         self.active_at = self._poller.now
         self._poller.rewatch(self._client.fd, self._client_event)
         self._poller.rewatch(self._server.fd, self._server_event)
+        if self._gate is not None and self._up.first:
+            self._judge(self._gate, self._up.first)
         # Edge-triggered: what came before is not announced again.
         for half in (self._down, self._up):
             if (half.first or half.out_of.readable) and not self.closed:
@@ -196,12 +198,21 @@ class Splice:
     def _ask_gate(self, half: _Half, gate: Callable[[bytes], bool | None]) -> None:
         """Reads the client's first bytes and has them judged. Raises BlockingIOError when there are no more for now."""
         data = half.out_of.sock.recv(_GATED)
-        opened = gate(data) if data else not half.first  # an end without a word may be passed on, half a hello not
         half.first += data
+        self._judge(gate, data)
+
+    def _judge(self, gate: Callable[[bytes], bool | None], data: bytes) -> None:
+        opened = gate(data)
         if opened:
             self._gate = None
-        elif opened is False:
+        elif opened is False or not data:
             self.close("proxy")
+
+    def open_gate(self) -> None:
+        """Lets the client's bytes through that wait, and all that come."""
+        self._gate = None
+        if not self.closed:
+            self._pump(self._up)
 
     def _resume(self, half: _Half) -> None:
         if not self.closed:

@@ -369,7 +369,8 @@ def test_of_several_pinned_names_the_granted_one_counts_and_else_the_latest_is_t
                      id="private: true, but nothing internal"),
         pytest.param("all", "evil.example", "192.0.2.1 10.0.0.1 192.168.7.7", "192.0.2.1 192.168.7.7",
                      id="dns: all"),
-        pytest.param("study", "evil.example", "192.0.2.1 10.0.0.1", "192.0.2.1", id="observe mode"),
+        pytest.param("study", "evil.example", "192.0.2.1 10.0.0.1 127.0.0.1", "192.0.2.1 10.0.0.1",
+                     id="observe mode, where the connection would be let through"),
     ],
 )  # fmt: skip
 def test_which_addresses_an_answer_may_give(client: str, name: str, addresses: str, told: str) -> None:

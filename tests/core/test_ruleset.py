@@ -94,21 +94,22 @@ def test_pinned_udp_ports_go_before_the_refusal_where_a_pattern_names_one() -> N
 def test_an_answer_opens_the_udp_ports_of_its_name_for_each_address_of_the_client() -> None:
     work = policy(WORK, 'domains: [".ntp.example:123/udp", ".ntp.example:124/udp", "git.example:22", .example]\n')
     told = [ip_address(text) for text in ("192.0.2.1", "2001:db8::1")]
-    ports = list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), told, 300.5))
+    ports = list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), told))
     four, six = ip_address("10.137.0.11"), ip_address("fd09:24ef:4179::a89:b")
     assert ports == [
-        (four, told[0], 123, 300),
-        (four, told[0], 124, 300),
-        (six, told[1], 123, 300),
-        (six, told[1], 124, 300),
+        (four, told[0], 123),
+        (four, told[0], 124),
+        (six, told[1], 123),
+        (six, told[1], 124),
     ]
-    assert list(ruleset.pinned_ports(work, "work", Hostname("git.example"), told, 300)) == []
-    assert ruleset.open_ports(ports[:1]).splitlines() == [
+    assert list(ruleset.pinned_ports(work, "work", Hostname("git.example"), told)) == []
+    assert list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), [ip_address("10.1.2.3")])) == []
+    assert ruleset.open_ports(ports[:1], 300).splitlines() == [
         "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
         "delete element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
         "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 timeout 300s }",
     ]
-    rendered = ruleset.render(work, "", 2, ports).splitlines()
+    rendered = ruleset.render(work, "", 2, dict.fromkeys(ports, 300)).splitlines()
     assert "add element inet proxyfw pins6 { fd09:24ef:4179::a89:b . 2001:db8::1 . 124 timeout 300s }" in rendered
 
 

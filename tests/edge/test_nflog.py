@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.edge.nflog import Refused, messages, parse
+from proxyfw.edge.nflog import Reported, messages, parse
 
 
 def message(body: bytes, kind: int = 0x400) -> bytes:
@@ -40,9 +40,9 @@ def ports(destination: int) -> bytes:
     return struct.pack("!HH", 40000, destination) + bytes(16)
 
 
-def refused(protocol: str, port: int, version: int = 4) -> Refused:
+def refused(protocol: str, port: int, version: int = 4) -> Reported:
     source, destination = ("10.137.0.11", "192.0.2.7") if version == 4 else ("fd09:24ef:4179::a89:b", "2001:db8::7")
-    return Refused("no-name", ip_address(source), ip_address(destination), protocol, port)
+    return Reported("no-name", ip_address(source), ip_address(destination), protocol, port)
 
 
 HOP_BY_HOP = 0
@@ -76,7 +76,7 @@ DESTINATION_OPTIONS = 60
         pytest.param(b"", None, id="no packet"),
     ],
 )
-def test_a_refused_packet(packet: bytes, answer: Refused | None) -> None:
+def test_a_refused_packet(packet: bytes, answer: Reported | None) -> None:
     assert parse(report(packet)) == answer
 
 

@@ -410,13 +410,14 @@ def test_close_lets_go_of_what_is_under_way() -> None:
 
 
 class Gate:
-    """Opens where the bytes so far have a full stop in them, and refuses an exclamation mark."""
+    """Opens for a full stop in the bytes so far, and for an end without a word; refuses an exclamation mark."""
 
     def __init__(self) -> None:
         self.seen = b""
 
     def __call__(self, data: bytes) -> bool | None:
-        assert data
+        if not data:
+            return not self.seen
         self.seen += data
         return False if b"!" in self.seen else True if b"." in self.seen else None
 
@@ -471,6 +472,38 @@ def test_a_gate_judges_what_came_before_the_start(end: bool) -> None:
             if end:
                 assert await b.server.rest() == b""
                 assert await b.closed == "client"
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("known", "closed_by", "arrives"),
+    [
+        pytest.param(b"hello.", "client", b"hello. more", id="opens it"),
+        pytest.param(b"hello!", "proxy", b"", id="is refused"),
+        pytest.param(b"hello", "client", b"hello more.", id="is not enough"),
+    ],
+)
+def test_what_was_read_before_the_start_is_judged_first(known: bytes, closed_by: str, arrives: bytes) -> None:
+    async def test() -> None:
+        async with bench(start=False) as b:
+            await b.client.send(b" more." if arrives.endswith(b".") else b" more")
+            b.client.end()
+            b.prepare(gate=Gate(), to_server=known).start()
+            assert await b.server.rest() == arrives
+            b.server.end()
+            assert await b.closed == closed_by
+
+    run(test())
+
+
+def test_a_gate_can_be_opened_from_outside() -> None:
+    async def test() -> None:
+        async with gated() as (b, gate):
+            await b.client.send(b"half")
+            await until(lambda: gate.seen == b"half")
+            b.splice.open_gate()
+            assert await b.server.receive(4) == b"half"
 
     run(test())
 

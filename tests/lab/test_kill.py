@@ -11,6 +11,7 @@ from lab.sockets import PATIENCE, Server, connect, echo, eventually, read_until
 from lab.world import OPEN4, OPEN6
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 from proxyfw.proxy import DESCRIPTORS_EACH
+from proxyfw.service import SPARE_DESCRIPTORS
 
 BOTH_ENDS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 
@@ -148,8 +149,8 @@ def test_a_stopped_service_writes_down_what_was_open(fresh_lab, fresh_log):
 def test_out_of_room_new_connections_are_refused_and_open_ones_live(fresh_lab, fresh_log):
     lab = fresh_lab
     lab.end_service()
-    room = 10
-    enough = 256 + DESCRIPTORS_EACH * room
+    room = 20
+    enough = SPARE_DESCRIPTORS + DESCRIPTORS_EACH * room
     lab.start_service("prlimit", f"--nofile={enough}:{enough}")
 
     with Server(lab, "198.51.100.50", 443, echo), ExitStack() as stack:

@@ -14,9 +14,10 @@ import pytest
 from lab.names_world import AT_HOME, GITHUB4, GITHUB6, POOL4, ZONE, ZONE_TOO
 from lab.sockets import connect, eventually, read_all, udp
 from lab.zone import Zone
+from proxyfw.core.dnsanswer import MAX_ADDRESSES
 from proxyfw.demo.network import GATEWAY4, GATEWAY6
-from proxyfw.dnsrelay import LOOKUPS_AT_ONCE
 from proxyfw.dnsserve import MAX_TCP
+from proxyfw.shared import LOOKUPS_AT_ONCE
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
 
@@ -242,7 +243,7 @@ def test_a_long_answer_is_cut_over_udp_and_whole_over_tcp(names):
 
     assert cut.flags & dns.flags.TC
     assert len(cut.to_wire()) <= 512
-    assert len(texts(whole)) == 100
+    assert len(texts(whole)) == MAX_ADDRESSES
     assert len(roomy.to_wire()) <= 1232
 
 
