@@ -84,7 +84,7 @@ class World:
 @contextmanager
 def make() -> Iterator[World]:
     """The whole world, started."""
-    addresses = (ZONE, ZONE_TOO, POOL4, POOL6, POOL4_TOO, MAIL4, SHARED4)
+    addresses = (AT_HOME, ZONE, ZONE_TOO, POOL4, POOL6, POOL4_TOO, MAIL4, SHARED4)
     lab = Lab(CLIENTS, SITES, PROFILES, {}, addresses)
     lab.start()
     try:

@@ -79,7 +79,8 @@ def test_connections_without_a_verdict_are_few_and_another_client_is_served(lab,
     socks = []
     try:
         for _ in range(MAX_UNDECIDED + 20):
-            socks.append(connect(lab, "noisy", NOT_THERE, 443))
+            with suppress(ConnectionResetError):  # what is beyond the limit, where that is quick
+                socks.append(connect(lab, "noisy", NOT_THERE, 443))
         row = log.expect(client="noisy", reason="limit")
         assert row["detail"] == f"{MAX_UNDECIDED} connections of this client are being set up"
         assert lab.curl("work", "https://github.com/").returncode == 0

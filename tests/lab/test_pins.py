@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import time
 from contextlib import closing
 
 import dns.message
@@ -16,6 +17,7 @@ import pytest
 
 from lab.hellos import ACCESS_DENIED, hello
 from lab.names_world import (
+    AT_HOME,
     CLIENTS,
     GITHUB4,
     GITHUB6,
@@ -271,6 +273,41 @@ def test_a_client_that_speaks_after_all_before_the_server_is_served_as_anywhere(
             sock.sendall(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
             assert b"reason: no-match" in read_all(sock)
         assert server.result() == b""
+
+
+def test_http_without_a_host_is_permitted_by_the_pin_on_a_port_that_is_named(names):
+    with Server(names.lab, MAIL4, 25, echo):
+        assert resolve(names, "dev", "mail.example") == [MAIL4]
+        with connect(names.lab, "dev", MAIL4, 25) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            read_until(sock, b"\r\n\r\n")
+    names.expect(client="dev", name="mail.example", port=25, protocol="http", reason="pin", verdict="allow")
+
+
+def test_when_both_speak_at_once_nothing_is_lost(names):
+    """The client begins at the very moment at which the server is dialled instead."""
+    with Server(names.lab, MAIL4, 25, greet):
+        assert resolve(names, "dev", "mail.example") == [MAIL4]
+        for delay in (0.09, 0.1, 0.11, 0.12, 0.15, 0.19, 0.2, 0.21):
+            with connect(names.lab, "dev", MAIL4, 25) as sock:
+                time.sleep(delay)  # the attack itself, not a wait
+                sock.sendall(b"EHLO there\r\n")
+                heard = read_until(sock, b"EHLO there\r\n")
+                assert heard == b"220 mail.example\r\nEHLO there\r\n"
+
+
+def test_a_network_for_another_port_opens_no_udp_port_at_a_private_address(fresh_names):
+    """The relay tells the address, as the network grants it; the packet layer must not open more than that."""
+    names = fresh_names
+    names.zone.records["inside.pool.example"] = [f"60 A {AT_HOME}"]
+    names.lab.write_profile("tools", PROFILES["tools"] + f'networks: ["{AT_HOME}:22"]\n')
+    names.configure()
+    with UdpEcho(names.lab, AT_HOME, 123) as server:
+        assert resolve(names, "dev", "inside.pool.example") == [AT_HOME]
+        assert not asks_back(names, "dev", AT_HOME, 123)
+        assert not server.seen
+    row = names.expect(client="dev", destination=AT_HOME, port=123, verdict="deny")
+    assert (row["reason"], row["name"]) == ("private-address", "inside.pool.example")
 
 
 def test_it_is_refused_at_once_where_the_service_is_down(fresh_names):

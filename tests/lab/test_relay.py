@@ -1,6 +1,9 @@
 """The relay, asked as qubes ask: which names resolve, what an answer holds, and what never leaves."""
 
 import json
+import os
+import socket
+from contextlib import suppress
 
 import dns.edns
 import dns.flags
@@ -11,12 +14,13 @@ import dns.rdataclass
 import dns.rdatatype
 import pytest
 
+from lab.hellos import hello
 from lab.names_world import AT_HOME, GITHUB4, GITHUB6, POOL4, ZONE, ZONE_TOO
 from lab.sockets import connect, eventually, read_all, udp
 from lab.zone import Zone
 from proxyfw.core.dnsanswer import MAX_ADDRESSES
 from proxyfw.demo.network import GATEWAY4, GATEWAY6
-from proxyfw.dnsserve import MAX_TCP
+from proxyfw.dnsserve import IDLE, MAX_TCP
 from proxyfw.shared import LOOKUPS_AT_ONCE
 
 NXDOMAIN, NOERROR = dns.rcode.NXDOMAIN, dns.rcode.NOERROR
@@ -155,6 +159,39 @@ def test_tcp_connections_to_the_relay_are_few(names):
     finally:
         for sock in socks:
             sock.close()
+
+
+def test_a_peer_that_reads_nothing_does_not_keep_its_connections(fresh_names):
+    """Many queries, no reply read: the relay gives up, and does not hold the descriptor."""
+    names = fresh_names
+    names.zone.records["big.wild.example"] = [f'60 TXT "{number:0250}"' for number in range(200)]
+    query = dns.message.make_query("big.wild.example", "TXT").to_wire()
+    before = len(os.listdir(f"/proc/{names.lab.service.pid}/fd"))
+    socks = []
+    for _ in range(3):
+        sock = connect(names.lab, "dev", "10.139.1.1", 53)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2304)
+        sock.setblocking(False)
+        with suppress(BlockingIOError):
+            for _ in range(500):
+                sock.send(len(query).to_bytes(2) + query)
+        socks.append(sock)
+    try:
+        assert eventually(lambda: len(os.listdir(f"/proc/{names.lab.service.pid}/fd")) <= before, 2 * IDLE)
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def test_look_ups_for_connections_count_as_well(fresh_names):
+    """Names in ClientHellos of a permitted domain: no more of them are looked up than by queries."""
+    names = fresh_names
+    count = int(LOOKUPS_AT_ONCE) + 100
+    for number in range(count):
+        with connect(names.lab, "dev", GITHUB4, 443) as sock:
+            sock.sendall(hello(f"{number}.wild.example"))
+    assert eventually(lambda: any(row["reason"] == "limit" for row in names.rows()))
+    assert len({name for name in names.zone.names() if name.endswith(".wild.example")}) < count
 
 
 def test_a_refusal_is_logged_once_however_often_it_is_tried(names):
