@@ -77,7 +77,7 @@ class Connection:
         client: Stream,
         ends: Ends,
         shared: Shared,
-        on_decided: Callable[["Connection"], None],
+        on_decided: Callable[["Connection"], bool],
         on_done: Callable[["Connection"], None],
     ) -> None:
         self.client = client
@@ -184,7 +184,7 @@ class Connection:
             known = answer if isinstance(answer, tuple) else ()
             answer = (aimed_at, *(address for address in known if address != aimed_at))
         if answer is None:
-            if not self._shared.may_look_up(flow.client):
+            if not self._shared.may_look_up(flow.client, questions=2):  # IPv6 and IPv4
                 return Deny(Reason.LIMIT, verdict.rule, "too many look-ups")
             answer = await resolver.resolve(flow.name, flow.client)
         if isinstance(answer, Failure):
@@ -259,9 +259,7 @@ class Connection:
 
         The row's destination is what was reached (`server`), else what the client aimed at.
         """
-        if not self.decided:
-            self.decided = True
-            self._on_decided(self)
+        self.set_decided(True)
         word = in_a_word(verdict)
         destination = aimed_at = self.ends.destination_text
         detail = verdict.detail if isinstance(verdict, Deny) else ""
@@ -285,6 +283,13 @@ class Connection:
         if word != "deny":
             self.entry = Entry(flow, row, self._shared.poller.loop.time())
             self._shared.pins.use(self.ends.client, self.ends.destination)
+
+    def set_decided(self, decided: bool) -> bool:
+        """Whether what it will be is settled, or (again) awaits the client's words; False: too many await them."""
+        if self.decided == decided:
+            return True
+        self.decided = decided
+        return self._on_decided(self)
 
     def end_entry(self, closed_by: str, up: int = 0, down: int = 0) -> None:
         """Completes the row of what was let through, if there is one."""

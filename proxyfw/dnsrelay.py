@@ -3,7 +3,6 @@
 How queries come and replies leave is in dnsserve.py.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,8 +61,6 @@ class DnsRelay:
         self._rows = RateLimit(_ROWS, _ROWS_AT_ONCE)
         self._told = Once(TOLD_AGAIN, _REMEMBERED)
         self.counts = Counts()
-        self.by_client: Counter[str] = Counter()
-        """Look-ups of each client: what left towards the resolvers."""
 
     def reply(self, data: bytes, address: str, destination: str, udp: bool) -> bytes | Asked:
         """The reply, b"" for none; or what must be looked up first, for `look_up`."""
@@ -95,8 +92,8 @@ class DnsRelay:
         """The reply to a query that was not held."""
         assert asked.query.question is not None
         self.counts.looked_up += 1
-        self.by_client[asked.client] += 1
         found = await self._shared.resolver.find(asked.query.question, asked.client)
+        self._shared.charge(asked.client, found.cost)
         if self._shared.policy.client_at(asked.address) != asked.client:  # the policy may be another by now
             return b""
         verdict = self._decide(asked)
@@ -178,11 +175,13 @@ class DnsRelay:
         now = self._now()
         word = in_a_word(verdict)
         detail = verdict.detail if isinstance(verdict, Deny) else ""
-        if not self._told.first((client, name, word, verdict.reason, detail), now):
+        key = (client, name, word, verdict.reason, detail)
+        if self._told.seen(key, now):
             return
         if not self._rows.take(client, now):
             self.counts.not_logged += 1
             return
+        self._told.note(key, now)
         if isinstance(verdict, Allow) and found is not None and found.addresses:
             detail = _list(found.addresses)
         if query is not None:

@@ -16,7 +16,7 @@ from proxyfw.edge.dnssocket import Datagram, DnsSocket
 IDLE = 10.0  # seconds between two queries on a TCP connection, and for each part of one (RFC 7766 section 6.2.3)
 MAX_TCP = 32  # TCP connections of one client
 RATE, BURST = 3000.0, 6000.0  # queries of one client over TCP: as the packet layer has it for UDP
-SHARE, SHARE_AT_ONCE = 0.5, 1.0
+SHARE, SHARE_AT_ONCE = 0.5, 0.2
 """Of one processor's time, what one client may have for its queries: a second, and after a rest. Names and answers that
 take long to read and write are chosen by clients; the others shall be served all the same."""
 
@@ -64,7 +64,7 @@ class DnsServer:
             if datagram is None:
                 return
             address, destination = datagram.peer[0].partition("%")[0], _text(datagram.destination)
-            if self._share.left(address, self._loop.time()) <= 0:
+            if self._share.left(self._relay.client_at(address), self._loop.time()) <= 0:
                 self._relay.counts.dropped += 1
                 continue
             reply = self._reply(datagram.data, address, destination, udp=True)
@@ -80,7 +80,7 @@ class DnsServer:
         except Exception as error:  # noqa: BLE001 - a fault of ours refuses one query, and is logged
             return self._relay.fault(data, address, destination, error)
         finally:
-            self._share.spend(address, time.thread_time() - begun, self._loop.time())
+            self._share.spend(self._relay.client_at(address), time.thread_time() - begun, self._loop.time())
 
     def _begin(self, sock: DnsSocket, datagram: Datagram, asked: Asked) -> None:
         task = self._loop.create_task(self._look_up(sock, datagram, asked))
@@ -126,7 +126,8 @@ class DnsServer:
         async with asyncio.timeout(IDLE):
             length = int.from_bytes(await reader.readexactly(2))
             data = await reader.readexactly(length)
-        while self._share.left(address, self._loop.time()) <= 0 or not self._rate.take(address, self._loop.time()):
+        client = self._relay.client_at(address)
+        while self._share.left(client, self._loop.time()) <= 0 or not self._rate.take(client, self._loop.time()):
             await asyncio.sleep(_PAUSE)
         reply = self._reply(data, address, destination, udp=False)
         if isinstance(reply, Asked):
@@ -136,6 +137,7 @@ class DnsServer:
         writer.write(len(reply).to_bytes(2) + reply)
         async with asyncio.timeout(IDLE):
             await writer.drain()
+        await asyncio.sleep(0)  # who always has more must leave the others their turn
 
 
 def _send(sock: DnsSocket, datagram: Datagram, reply: bytes) -> None:

@@ -30,8 +30,8 @@ def row_of(packet: Reported, policy: Policy, names: Callable[[str, IPAddress], S
     if told and packet.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN):
         flow = Flow(row.client, Protocol(packet.protocol), packet.destination, packet.port)
         flow, verdict = policy.decide_pinned(flow, told)
-        row.name, row.name_source = flow.name or "", flow.name_source.value
-        if in_a_word(verdict) == row.verdict:  # else another policy is in force by now, or another pin
+        if in_a_word(verdict) == row.verdict:  # else another policy is in force by now, or the pin is another
+            row.name, row.name_source = flow.name or "", flow.name_source.value
             row.reason, row.rule = verdict.reason.value, verdict.rule
             row.detail = verdict.detail if isinstance(verdict, Deny) else ""
     return row

@@ -26,10 +26,11 @@ class TooManyOpen(Exception):
 class PinKeeper:
     """What the relay teaches and the proxy asks. `policy`: the one in force."""
 
-    def __init__(self, policy: Policy, nft: Nft, store: PinStore, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, policy: Policy, nft: Nft, reader: Nft, store: PinStore, loop: asyncio.AbstractEventLoop) -> None:
         self.policy = policy
         self.pins = Pins()
         self._nft = nft
+        self._reader = reader  # for another thread
         self._store = store
         self._loop = loop
         self._open: dict[str, dict[PinnedPort, float]] = {}  # by client; until when, on the loop's clock
@@ -46,7 +47,7 @@ class PinKeeper:
     def restore(self) -> None:
         """Takes up the pins of the last run, with what the kernel has kept in use meanwhile."""
         self.pins.restore(self._store.load())
-        self._hear(self._nft.elements(USED_SETS))
+        self._hear(self._reader.elements(USED_SETS))
 
     def start(self) -> None:
         """Begins to sweep, once the ruleset is in force."""
@@ -86,7 +87,7 @@ class PinKeeper:
                     del held[port]
             if not self._has_room(opened, wanted):
                 raise TooManyOpen
-        self._nft.change(open_ports(wanted, int(life + _SLACK)))
+        self._nft.apply(open_ports(wanted, int(life + _SLACK)))
         opened.update(dict.fromkeys(wanted, now + life + _SLACK))
 
     def _has_room(self, opened: dict[PinnedPort, float], wanted: list[PinnedPort]) -> bool:
@@ -121,7 +122,7 @@ class PinKeeper:
 
     def ports(self, policy: Policy) -> dict[PinnedPort, int]:
         """What a new ruleset, for this policy, must have open from the start, and for how many seconds."""
-        self._hear(self._nft.elements(USED_SETS))
+        self._hear(self._reader.elements(USED_SETS))
         now = self._loop.time()
         self._planned = {}
         in_all = 0
@@ -155,7 +156,7 @@ class PinKeeper:
         while True:
             await asyncio.sleep(SWEEP)
             try:
-                self._hear(await asyncio.to_thread(self._nft.elements, USED_SETS))
+                self._hear(await asyncio.to_thread(self._reader.elements, USED_SETS))
             except (OSError, ValueError, KeyError) as error:  # what runs out early must not end the sweeping
                 context = {"message": "the sets of the packet layer could not be read", "exception": error}
                 self._loop.call_exception_handler(context)

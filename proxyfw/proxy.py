@@ -126,14 +126,14 @@ class Proxy:
             return Deny(Reason.LIMIT, detail=f"{MAX_UNDECIDED} connections of this client are being set up")
         return None
 
-    def _on_decided(self, connection: Connection) -> None:
-        self._undecided[connection.ends.client] -= 1
+    def _on_decided(self, connection: Connection) -> bool:
+        self._undecided[connection.ends.client] -= 1 if connection.decided else -1
+        return connection.decided or self._undecided[connection.ends.client] <= MAX_UNDECIDED
 
     def _done(self, connection: Connection) -> None:
         if connection in self._live:
             self._live.remove(connection)
-            if not connection.decided:
-                self._on_decided(connection)
+            connection.set_decided(True)
             self._per_client[connection.ends.client] -= 1
             if not self._per_client[connection.ends.client]:
                 del self._per_client[connection.ends.client]

@@ -7,7 +7,7 @@ reaches the server.
 import asyncio
 
 from proxyfw.connection import SNIFF_DEADLINE, Connection
-from proxyfw.core.policy import Protocol
+from proxyfw.core.policy import Flow, Protocol
 from proxyfw.core.sniffed import Malformed, Nameless, NeedMore, NotMine, Sniffed
 from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason, is_refused
@@ -15,6 +15,7 @@ from proxyfw.edge.poller import Stream
 
 SERVER_FIRST = 0.1  # seconds for the client to speak first: most do at once, and need no second dial
 _CHUNK = 1 << 14
+_TOO_MANY = "too many connections of this client are being set up"
 
 
 async def first_words(connection: Connection) -> bytes | None:
@@ -25,11 +26,14 @@ async def first_words(connection: Connection) -> bytes | None:
     """
     connection.arm(SERVER_FIRST, connection.client)
     try:
-        return await connection.client.recv(_CHUNK)
+        first = await connection.client.recv(_CHUNK)
+        if first:
+            return first  # else it has ended its side already, and only wants to hear
     except TimeoutError:
-        connection.disarm()
+        pass
     except ConnectionError:
         return b""
+    connection.disarm()
     flow = connection.flow()
     verdict, server = await connection.connect(flow)
     connection.record(flow, verdict, server)
@@ -39,23 +43,33 @@ async def first_words(connection: Connection) -> bytes | None:
         return None
     try:
         connection.disarm()
-        from_client, from_server = await _first_to_speak(connection.client, server)
+        from_client, from_server = await _first_to_speak(connection, server)
     except BaseException:
         server.close()
         raise
     if from_client and from_server is None:
         connection.end_entry("client")
         server.close()
-        return from_client
+        if connection.set_decided(False):
+            return from_client
+        await _refuse(connection, flow, Deny(Reason.LIMIT, detail=_TOO_MANY))
+        return None
     connection.begin_splice(server, from_client or b"", from_server or b"", gate=Gate(connection).open_for)
     return None
 
 
-async def _first_to_speak(client: Stream, server: Stream) -> tuple[bytes | None, bytes | None]:
+async def _refuse(connection: Connection, flow: Flow, deny: Deny) -> None:
+    connection.record(flow, deny)
+    await connection.refuse(deny)
+
+
+async def _first_to_speak(connection: Connection, server: Stream) -> tuple[bytes | None, bytes | None]:
     """What the client and the server said first: None where that one did not, b"" where it ended. Raises OSError."""
-    tasks = [asyncio.ensure_future(stream.recv(_CHUNK)) for stream in (client, server)]
+    tasks = [asyncio.ensure_future(stream.recv(_CHUNK)) for stream in (connection.client, server)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[1].done() and tasks[1].exception() is not None:
+            connection.closed_by = "server"
         from_client, from_server = (task.result() if task.done() else None for task in tasks)
         return from_client, from_server
     finally:
@@ -81,7 +95,10 @@ class Gate:
         if isinstance(sniffed, NeedMore):
             if self._deadline is None:
                 self._deadline = asyncio.get_running_loop().call_later(SNIFF_DEADLINE, self._expire)
+                if not self._connection.set_decided(False):
+                    return not self._is_refused(Malformed(_TOO_MANY, Reason.LIMIT))
             return None
+        self._connection.set_decided(True)
         if self._deadline is not None:
             self._deadline.cancel()
         if self._sniffer.protocol is Protocol.HTTP and isinstance(sniffed, Nameless):

@@ -89,7 +89,7 @@ class Service:
         datagrams = [_open_dns(family) for family in families]
         self._start_log(loaded)
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
-        self._pins = PinKeeper(loaded.policy, self._nft, store, loop)
+        self._pins = PinKeeper(loaded.policy, self._nft, Nft(), store, loop)
         self._pins.restore()
         control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
         try:
@@ -235,7 +235,7 @@ class Service:
                     "dns": "all" if client.dns_all else "profile",
                     "connections": open_now.get(client.name, 0),
                     "pins": pins.get(client.name, 0),
-                    "lookups": self._relay.by_client[client.name],
+                    "lookups": self._shared.looked_up[client.name],
                 }
                 for client in policy.clients.values()
             ],

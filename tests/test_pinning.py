@@ -43,7 +43,7 @@ class Packets:
         self.used: list[tuple[IPAddress, IPAddress, int]] = []
         self.fails = False
 
-    def change(self, text: str) -> None:
+    def apply(self, text: str) -> None:
         if self.fails:
             raise NftError("no")
         self.told += [line.partition("{ ")[2].removesuffix(" }") for line in text.splitlines() if "timeout" in line]
@@ -63,7 +63,7 @@ class Time:
 
 def keeper(folder: Path, packets: Packets, loop: asyncio.AbstractEventLoop) -> PinKeeper:
     store = PinStore(folder / "pins.sqlite", loop.time)
-    return PinKeeper(policy(), packets, store, loop)  # type: ignore[arg-type]
+    return PinKeeper(policy(), packets, packets, store, loop)  # type: ignore[arg-type]
 
 
 def test_an_answer_opens_its_udp_ports_in_the_packet_layer_first(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import dns.message
 import dns.name
+import dns.rdata
 import dns.rdatatype
 import dns.rrset
 from dns.rcode import Rcode
@@ -27,6 +28,10 @@ MAX_ADDRESSES = 64  # of a name that are told: each is pinned, and may be dialle
 MAX_RECORDS = 256  # of any other type: whoever has a name chooses how many it has, and each takes time
 MAX_CHAIN = 16  # aliases between the name asked and its records
 
+# All now, and no more later: dnspython would look a type up when it first meets it, and remember what it found for a
+# record of another class, which a stranger may have sent first.
+dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
+
 _ADDRESSES = (A, dns.rdatatype.AAAA)
 _HINTS = (ParamKey.IPV4HINT, ParamKey.IPV6HINT)
 
@@ -36,6 +41,7 @@ class Answer:
     """What is told of one question. Compared by identity: it is what one look-up found.
 
     `ttl`: seconds that it may be kept, 0 for not at all. `addresses`: those in it, `size`: its bytes, roughly.
+    `cost`: bytes of the reply that it was read from.
     `open_end`: the alias that it ends in, where the resolver did not follow it. `why`: what was taken out of it, and so
     makes it differ from what the resolver said.
     """
@@ -47,6 +53,7 @@ class Answer:
     addresses: tuple[IPAddress, ...] = ()
     open_end: dns.name.Name | None = None
     size: int = 64
+    cost: int = 0
     why: Reason | None = None
 
     def without(self, unwanted: frozenset[IPAddress], why: Reason) -> "Answer":
@@ -68,6 +75,7 @@ class Answer:
             answer=(*chain.answer, *self.answer),
             ttl=min((self.ttl, *(rrset.ttl for rrset in chain.answer))),  # the chain's own is 0: it has no end
             size=chain.size + self.size,
+            cost=chain.cost + self.cost,
         )
 
 
@@ -100,6 +108,7 @@ def read(message: dns.message.Message, rdtype: int, dnssec_ok: bool) -> Answer:
         addresses=tuple(ip_address(r.address) for s in answer if s.rdtype in _ADDRESSES for r in s),
         open_end=name if aliases and not ended else None,
         size=64 + sum(_size(rrset) for rrset in (*answer, *authority)),
+        cost=len(message.wire or b""),
     )
 
 

@@ -1,19 +1,19 @@
 """DNS messages between a client and the relay: a query's bytes in, a reply's bytes out (RFC 1035, 6891, 8914).
 
-dnspython reads and writes them, but for the usual query and its refusal: those are plain enough to be read and written
-here, at a tenth of the cost, so that a client that asks for refused names all day does not keep the others waiting.
+A query is read here, and a refusal written: a question and no more is plain enough, and what a client sends never
+reaches the library, which would parse (and remember) whatever records it has in it. dnspython writes the answers.
 
-A query is judged by its one question alone: nothing else that a client puts into it (options, further records, the case
-of the name) goes any further, and so nothing can hide in there.
+A query is judged by its one question alone: nothing else that a client puts into it (options, the case of the name)
+goes any further, and so nothing can hide in there.
 """
 
 import re
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import dns.edns
-import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -43,9 +43,11 @@ _REMEMBERED = 1024  # queries read and replies made: clients ask the same again 
 _ERRORS = {Rcode.NXDOMAIN: EDECode.BLOCKED, Rcode.NOTIMP: EDECode.NOT_SUPPORTED, Rcode.REFUSED: EDECode.NOT_SUPPORTED}
 _SHORT = 4096  # bytes of an answer, up to which it is remembered as it was sent: whoever has a name chooses its size
 _REFUSED = Rcode.NXDOMAIN
-_IN = b"\0\1"  # the class
 _ONE, _ONE_WITH_OPT = b"\0\1\0\0\0\0\0\0", b"\0\1\0\0\0\0\0\1"  # the counts: a question, and an OPT record
 _LABEL = re.compile(rb"[A-Za-z0-9_-]{1,63}")
+_COUNTS = struct.Struct("!4H")  # of questions, answers, authorities, and additional records
+_OPT = 11  # bytes of an OPT record without options
+_MAX_LABEL, _MAX_NAME = 63, 255  # bytes, RFC 1035 section 2.3.4
 
 
 class Question(NamedTuple):
@@ -110,95 +112,77 @@ def read(data: bytes) -> Query | Unreadable | NotMine:
 @lru_cache(maxsize=_REMEMBERED)
 def _read(body: bytes) -> Query | Unreadable:
     """`body`: the message without its id, which differs each time."""
-    return _usual(body) or _by_library(body)
+    if opcode := body[0] >> 3:  # before the rest is read, which may be of another format (RFC 8490)
+        words = dns.opcode.to_text(dns.opcode.Opcode.make(opcode))
+        return Unreadable(Rcode.NOTIMP, Malformed(f"opcode {words}", Reason.UNSUPPORTED))
+    questions, *others, additional = _COUNTS.unpack_from(body, 2)
+    if questions != 1:  # RFC 9619
+        return _broken(f"{questions} questions in one query")
+    if any(others) or additional > 1:
+        return _broken("a query with records in it")
+    labels, end = _labels(body, HEADER - 2)
+    asked, rest = body[HEADER - 2 : end + 4], body[end + 4 :]
+    if labels is None or len(body) < end + 4:
+        return _broken("the question is not whole, or its name is no name")
+    # An OPT record: the root, type 41, size, extended rcode, version, flags, length (RFC 6891 section 6.1.2). Its
+    # options are not looked at: they go nowhere.
+    if additional and (len(rest) < _OPT or rest[:3] != b"\0\0\x29" or len(rest) != _OPT + int.from_bytes(rest[9:11])):
+        return _broken("what follows the question is no OPT record")
+    if rest and not additional:
+        return _broken("bytes after the question")
+    if additional and rest[6]:
+        return Unreadable(Rcode.BADVERS, Malformed(f"EDNS version {rest[6]}", Reason.UNSUPPORTED))
+    return _query(int.from_bytes(body[:2]), labels, asked, rest)
 
 
-def _by_library(body: bytes) -> Query | Unreadable:
-    opcode = dns.opcode.Opcode.make(body[0] >> 3)
-    if opcode != dns.opcode.QUERY:  # before the rest is read, which may be of another format (RFC 8490)
-        return _unsupported(f"opcode {dns.opcode.to_text(opcode)}")
-    try:
-        message = dns.message.from_wire(b"\0\0" + body)
-    except dns.exception.DNSException as error:
-        return Unreadable(Rcode.FORMERR, Malformed(f"not a DNS message ({type(error).__name__})"))
-    except (ValueError, IndexError, OverflowError, RecursionError):  # from a record's own parser
-        return Unreadable(Rcode.FORMERR, Malformed("not a DNS message"))
-    if len(message.question) != 1:  # RFC 9619
-        return Unreadable(Rcode.FORMERR, Malformed(f"{len(message.question)} questions in one query"))
-    if message.answer or message.authority:
-        return Unreadable(Rcode.FORMERR, Malformed("a query with records in it"))
-    if message.edns > 0:
-        return Unreadable(Rcode.BADVERS, Malformed(f"EDNS version {message.edns}", Reason.UNSUPPORTED))
-    return _query(message)
+def _broken(detail: str) -> Unreadable:
+    return Unreadable(Rcode.FORMERR, Malformed(detail))
 
 
-def _usual(body: bytes) -> Query | None:
-    """A query with one question for a plain host name, and no more than an empty OPT record; None: anything else."""
-    if body[0] & 0xF8 or body[2:9] != b"\0\1\0\0\0\0\0" or body[9] > 1:
-        return None
-    at, labels = HEADER - 2, []
+def _labels(body: bytes, at: int) -> tuple[list[bytes] | None, int]:
+    """The labels of a name, and where it ends (RFC 1035 section 3.1). None: it is longer than a name may be, or cut
+    short, or has a pointer, for which there is nothing in a question to point at."""
+    labels, begin = [], at
     while at < len(body) and (length := body[at]):
-        label = body[at + 1 : at + 1 + length]
-        if not _LABEL.fullmatch(label):  # also where it is a pointer, or cut short: the rest of the name is wrong then
-            return None
-        labels.append(label)
+        if length > _MAX_LABEL:
+            return None, at
+        labels.append(body[at + 1 : at + 1 + length])
         at += 1 + length
-    end = at + 5
-    asked, rest = body[HEADER - 2 : end], body[end:]
-    rdtype = int.from_bytes(asked[-4:-2])
-    if len(body) < end or asked[-2:] != _IN or _is_meta(rdtype):
-        return None
-    edns = bool(body[9])
-    # An OPT record: the root, type 41, size, extended rcode, version 0, flags, no options (RFC 6891 section 6.1.2).
-    if rest[:3] + rest[6:7] + rest[9:] != (b"\0\0\x29\0\0\0" if edns else b""):
-        return None
-    try:
-        name = normalise(b".".join(labels).decode("ascii"))
-    except HostnameError:
-        return None
-    flags = int.from_bytes(body[:2])
-    question = Question(name, rdtype, edns and bool(rest[7] & 0x80), bool(flags & dns.flags.CD))
-    return Query(asked, flags, edns, _size(int.from_bytes(rest[3:5]) if edns else 0), question)
+    at += 1
+    return (labels if at - begin <= _MAX_NAME and at <= len(body) else None), at
 
 
-def _size(payload: int) -> int:
-    return min(max(payload, _PLAIN_UDP), MAX_UDP)
-
-
-def _query(message: dns.message.Message) -> Query:
-    asked = message.question[0]
+def _query(flags: int, labels: list[bytes], asked: bytes, opt: bytes) -> Query:
+    rdtype, rdclass = int.from_bytes(asked[-4:-2]), int.from_bytes(asked[-2:])
     question, broken, rcode = None, None, _REFUSED
-    text = asked.name.to_text(omit_final_dot=True)
-    try:
-        name = normalise(text)
-        checking_disabled = bool(message.flags & dns.flags.CD)
-        question = Question(name, asked.rdtype, bool(message.ednsflags & dns.flags.DO), checking_disabled)
-    except HostnameError as error:
-        broken = Malformed(f"{text}: {error}")
-    if asked.rdclass != dns.rdataclass.IN:
-        broken = Malformed(f"class {dns.rdataclass.to_text(asked.rdclass)}", Reason.UNSUPPORTED)
-        question, rcode = None, Rcode.REFUSED
-    elif _is_meta(asked.rdtype):
-        broken = Malformed(f"type {dns.rdatatype.to_text(asked.rdtype)}", Reason.UNSUPPORTED)
-        question, rcode = None, Rcode.NOTIMP
-    return Query(
-        asked=b"".join((asked.name.to_wire() or b"", asked.rdtype.to_bytes(2), asked.rdclass.to_bytes(2))),
-        flags=int(message.flags),
-        edns=message.edns >= 0,
-        size=_size(message.payload if message.edns >= 0 else 0),
-        question=question,
-        broken=broken,
-        rcode=rcode,
-    )
+    if rdclass != dns.rdataclass.IN:
+        words = dns.rdataclass.to_text(dns.rdataclass.RdataClass.make(rdclass))
+        broken, rcode = Malformed(f"class {words}", Reason.UNSUPPORTED), Rcode.REFUSED
+    elif _is_meta(rdtype):
+        words = dns.rdatatype.to_text(dns.rdatatype.RdataType.make(rdtype))
+        broken, rcode = Malformed(f"type {words}", Reason.UNSUPPORTED), Rcode.NOTIMP
+    else:
+        try:
+            plain = labels and all(map(_LABEL.fullmatch, labels))  # then dots are between labels alone
+            text = b".".join(labels).decode("ascii") if plain else _text(labels)
+            name = normalise(text)
+            question = Question(name, rdtype, bool(opt) and bool(opt[7] & 0x80), bool(flags & dns.flags.CD))
+        except HostnameError as error:
+            broken = Malformed(f"{text}: {error}")
+    return Query(asked, flags, bool(opt), _size(opt), question, broken, rcode)
+
+
+def _text(labels: list[bytes]) -> str:
+    return dns.name.Name([*labels, b""]).to_text(omit_final_dot=True)
+
+
+def _size(opt: bytes) -> int:
+    return min(max(int.from_bytes(opt[3:5]), _PLAIN_UDP), MAX_UDP)
 
 
 def _is_meta(rdtype: int) -> bool:
     """ANY (RFC 8482), zone transfers, and whatever else is no type of a record (RFC 6895 section 3.1)."""
     return 128 <= rdtype <= 255 or rdtype in (0, dns.rdatatype.OPT)
-
-
-def _unsupported(what: str) -> Unreadable:
-    return Unreadable(Rcode.NOTIMP, Malformed(what, Reason.UNSUPPORTED))
 
 
 def error(data: bytes, rcode: Rcode) -> bytes:

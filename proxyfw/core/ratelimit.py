@@ -29,18 +29,19 @@ class RateLimit:
 
 
 class Once:
-    """Lets each key through once in so many seconds; a key that is pushed out by `most` others, again."""
+    """Remembers each key for so many seconds, and no more than `most` of them."""
 
     def __init__(self, seconds: float, most: int) -> None:
         self._seconds, self._most = seconds, most
         self._seen: OrderedDict[Hashable, float] = OrderedDict()
 
-    def first(self, key: Hashable, now: float) -> bool:
-        """Whether the key was not let through lately."""
-        if self._seen.get(key, -math.inf) > now - self._seconds:
-            return False
+    def seen(self, key: Hashable, now: float) -> bool:
+        """Whether the key was noted lately."""
+        return self._seen.get(key, -math.inf) > now - self._seconds
+
+    def note(self, key: Hashable, now: float) -> None:
+        """From now on it counts as seen."""
         self._seen[key] = now
         self._seen.move_to_end(key)
         if len(self._seen) > self._most:
             self._seen.popitem(last=False)
-        return True

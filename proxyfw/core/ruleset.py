@@ -54,11 +54,11 @@ def render(
     """
     clients = list(policy.clients.values())
     chains = [_chain(f"client-{number}", client, policy) for number, client in enumerate(clients)]
+    # Put in here, as a definition would stay in libnftables' memory, and clash with the next one.
+    for variable, value in (("downstream", downstream_group), ("proxy_port", PROXY_PORT), ("relay_port", RELAY_PORT)):
+        skeleton = skeleton.replace(f"${variable}", str(value))
     return "\n".join(
         [
-            f"define downstream = {downstream_group}",
-            f"define proxy_port = {PROXY_PORT}",
-            f"define relay_port = {RELAY_PORT}",
             f"table {TABLE}",
             f"delete table {TABLE}",
             skeleton,

@@ -16,18 +16,20 @@ class NftError(Exception):
 
 
 class Nft:
-    """Needs CAP_NET_ADMIN in the network namespace it is used in."""
+    """Needs CAP_NET_ADMIN in the network namespace it is used in. For one thread.
+
+    Its first use has to come early: libnftables waits with select(2), which aborts the process for a descriptor of 1024
+    or more. From then on it keeps the one that it has.
+    """
 
     def __init__(self) -> None:
-        self._context: nftables.Nftables | None = None  # made once: that takes longer than a hundred changes
+        self._context: nftables.Nftables | None = None
 
     def apply(self, text: str) -> None:
         """Applies all of the text, or nothing. Raises NftError."""
-        _run(nftables.Nftables(), text)  # definitions in it last as long as the context
-
-    def change(self, text: str) -> None:
-        """The same for a text without definitions, and quickly."""
-        _run(self._kept(), text)
+        status, _, error = self._kept().cmd(text)
+        if status:
+            raise NftError(error.strip() or f"libnftables answered {status}")
 
     def has_table(self) -> bool:
         """Whether a table of proxyfw (its ruleset or the fail-safe) is in force."""
@@ -35,11 +37,10 @@ class Nft:
 
     def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int]]:
         """What these sets of proxyfw's table hold, of elements of two addresses and a port: the addresses, and for how
-        many seconds still. A set that does not exist holds nothing. May be called in another thread.
+        many seconds still. A set that does not exist holds nothing.
         """
         found = []
-        apart = Nft()  # a context is not for two threads
-        for item in (item for name in names for item in apart._list(f"set {TABLE} {name}")):
+        for item in (item for name in names for item in self._list(f"set {TABLE} {name}")):
             for element in item.get("set", {}).get("elem", ()):
                 one, other, _ = element["elem"]["val"]["concat"]
                 found.append((ip_address(one), ip_address(other), int(element["elem"]["expires"])))
@@ -61,9 +62,3 @@ class Nft:
             self._context = nftables.Nftables()
             self._context.set_json_output(True)
         return self._context
-
-
-def _run(context: nftables.Nftables, text: str) -> None:
-    status, _, error = context.cmd(text)
-    if status:
-        raise NftError(error.strip() or f"libnftables answered {status}")

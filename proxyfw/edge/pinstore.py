@@ -125,4 +125,5 @@ def _pin(row: tuple[bytes, bytes, bytes, float], ahead: float) -> Pin | None:
         pin = Pin(client, ip_address(address), normalise(name), row[3] - ahead)
     except (ValueError, TypeError):
         return None
-    return pin if _key(pin) == (client, address, name) else None  # written otherwise it would not be found again
+    # Written otherwise it would not be found again; and a zone ("%eth0") may have anything in it.
+    return pin if _key(pin) == (client, address, name) and "%" not in address else None

@@ -13,6 +13,7 @@ import dns.exception
 import dns.flags
 import dns.message
 import dns.name
+import dns.query
 import dns.rdatatype
 from dns.message import Message
 from dns.rcode import Rcode
@@ -23,6 +24,7 @@ from proxyfw.core.dnsmsg import MAX_UDP, Question
 LIFETIME = 4.0  # seconds for one question over all resolvers
 ATTEMPT = 1.5  # seconds for one question to one resolver
 SHUN = 30.0  # seconds that a resolver which did not answer is asked last
+MAX_REPLY = 8192  # bytes; a longer one takes long to read, and whoever has a name chooses how long it is
 MAX_WAITING = 1024  # questions under way at once; each has a socket
 
 _ANSWERS = (Rcode.NOERROR, Rcode.NXDOMAIN)
@@ -97,7 +99,26 @@ class Upstream:
         except dns.message.Truncated:  # also one that is cut within a record
             pass
         async with asyncio.timeout(ATTEMPT):
-            return await dns.asyncquery.tcp(query, host, None, port)
+            return await _over_tcp(host, port, query)
+
+
+async def _over_tcp(host: str, port: int, query: Message) -> Message:
+    """One question on a connection of its own; a reply that is too long is as good as an error."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        wire = query.to_wire()
+        writer.write(len(wire).to_bytes(2) + wire)
+        length = int.from_bytes(await reader.readexactly(2))
+        if length > MAX_REPLY:
+            refused = dns.message.make_response(query)
+            refused.set_rcode(Rcode.SERVFAIL)
+            return refused
+        reply = dns.message.from_wire(await reader.readexactly(length))
+    finally:
+        writer.transport.abort()
+    if not query.is_response(reply):
+        raise dns.query.BadResponse
+    return reply
 
 
 def _query(question: Question, edns: bool = True) -> Message:

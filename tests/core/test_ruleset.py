@@ -141,9 +141,10 @@ def test_a_client_outside_the_qubes_ranges_is_out_of_reach_for_the_others() -> N
 
 
 def test_the_former_ruleset_is_replaced_in_the_same_transaction() -> None:
-    text = ruleset.render(policy(WORK), "# the skeleton", 7)
-    assert text.startswith("define downstream = 7\n")
-    assert text.index("\ndelete table inet proxyfw\n") < text.index("# the skeleton") < text.index("chain client-0")
+    text = ruleset.render(policy(WORK), "# the skeleton: $downstream, $proxy_port, $relay_port", 7)
+    skeleton = f"# the skeleton: 7, {ruleset.PROXY_PORT}, {ruleset.RELAY_PORT}"
+    assert text.startswith("table inet proxyfw\ndelete table inet proxyfw\n")
+    assert text.index("\ndelete table inet proxyfw\n") < text.index(skeleton) < text.index("chain client-0")
 
 
 MANY = "clients:\n" + "".join(

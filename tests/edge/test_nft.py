@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
@@ -17,12 +19,11 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CLONE_NEWNET = 0x40000000
 RULESET = """
-define port = 7
 table inet proxyfw {
 	set open4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
 	set open6 { type ipv6_addr . ipv6_addr . inet_service; flags timeout; }
 	set used4 { type ipv4_addr . ipv4_addr . inet_service; flags dynamic,timeout; timeout 1h; }
-	set ports { type inet_service; elements = { $port }; }
+	set ports { type inet_service; elements = { 7 }; }
 	counter refused { packets 7 bytes 700; }
 }
 """
@@ -73,7 +74,7 @@ def test_where_there_is_no_table(inside: Inside) -> None:
         assert nft.elements(("open4", "used4")) == []
         assert nft.counter("refused") == 0
         with pytest.raises(NftError, match="open4"):
-            nft.change(add("open4", f"{ONE} timeout 60s"))
+            nft.apply(add("open4", f"{ONE} timeout 60s"))
 
     inside(test)
 
@@ -88,18 +89,6 @@ def test_a_ruleset_is_applied(inside: Inside) -> None:
     inside(test)
 
 
-def test_definitions_last_for_one_call(inside: Inside) -> None:
-    def test() -> None:
-        nft = prepared()
-        nft.apply(f"delete table {TABLE}\n{RULESET}")
-        for send in (nft.apply, nft.change):
-            with pytest.raises(NftError, match="port"):
-                send(add("ports", "$port"))
-
-    inside(test)
-
-
-@pytest.mark.parametrize("way", ["apply", "change"])
 @pytest.mark.parametrize(
     "bad",
     [
@@ -110,26 +99,24 @@ def test_definitions_last_for_one_call(inside: Inside) -> None:
         pytest.param("add elephant {", id="no nftables at all"),
     ],
 )
-def test_a_bad_line_changes_nothing(way: str, bad: str, inside: Inside) -> None:
+def test_a_bad_line_changes_nothing(bad: str, inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        send = getattr(nft, way)
-        send(add("open4", f"{ONE} timeout 60s"))
+        nft.apply(add("open4", f"{ONE} timeout 60s"))
         with pytest.raises(NftError) as caught:
-            send(f"delete element {TABLE} open4 {{ {ONE} }}\n{add('open4', f'{OTHER} timeout 60s')}{bad}\n")
+            nft.apply(f"delete element {TABLE} open4 {{ {ONE} }}\n{add('open4', f'{OTHER} timeout 60s')}{bad}\n")
         assert str(caught.value)
         assert held(nft) == [pair(ONE)]
-        send(add("open4", f"{OTHER} timeout 60s"))  # and the next one is taken
+        nft.apply(add("open4", f"{OTHER} timeout 60s"))  # and the next one is taken
         assert sorted(held(nft)) == sorted([pair(ONE), pair(OTHER)])
 
     inside(test)
 
 
-@pytest.mark.parametrize("way", ["apply", "change"])
-def test_no_text_is_no_change(way: str, inside: Inside) -> None:
+def test_no_text_is_no_change(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        getattr(nft, way)("")
+        nft.apply("")
         assert nft.has_table()
 
     inside(test)
@@ -138,16 +125,16 @@ def test_no_text_is_no_change(way: str, inside: Inside) -> None:
 def test_changes_to_a_table_that_was_replaced_meanwhile(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        nft.change(add("open4", f"{ONE} timeout 60s"))
+        nft.apply(add("open4", f"{ONE} timeout 60s"))
         nft.apply(f"delete table {TABLE}\n{RULESET}")
         assert held(nft) == []
-        nft.change(add("open4", f"{OTHER} timeout 60s"))
+        nft.apply(add("open4", f"{OTHER} timeout 60s"))
         assert held(nft) == [pair(OTHER)]
         nft.apply(f"delete table {TABLE}")
         with pytest.raises(NftError):
-            nft.change(add("open4", f"{ONE} timeout 60s"))
+            nft.apply(add("open4", f"{ONE} timeout 60s"))
         nft.apply(RULESET)
-        nft.change(add("open4", f"{ONE} timeout 60s"))
+        nft.apply(add("open4", f"{ONE} timeout 60s"))
         assert held(nft) == [pair(ONE)]
 
     inside(test)
@@ -158,7 +145,7 @@ def test_what_sets_hold_and_for_how_long(inside: Inside) -> None:
         nft = prepared()
         assert nft.elements(("open4", "open6", "used4")) == []
         six = "fd09:24ef:4179::a89:b . 2001:db8::1 . 123"
-        nft.change(add("open4", f"{ONE} timeout 60s") + add("open6", f"{six} timeout 2h") + add("used4", OTHER))
+        nft.apply(add("open4", f"{ONE} timeout 60s") + add("open6", f"{six} timeout 2h") + add("used4", OTHER))
         found = nft.elements(("unheard-of", "open4", "open6", "used4"))
         assert [(one, other) for one, other, _ in found] == [pair(ONE), pair(six), pair(OTHER)]
         # A second begins to run at once; what the set says of a timeout goes for those that bring none.
@@ -173,7 +160,7 @@ def test_what_sets_hold_and_for_how_long(inside: Inside) -> None:
 def test_an_element_of_less_than_a_second(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        nft.change(add("open4", f"{ONE} timeout 900ms"))
+        nft.apply(add("open4", f"{ONE} timeout 900ms"))
         assert nft.elements(("open4",)) == [(*pair(ONE), 0)]
 
     inside(test)
@@ -182,9 +169,30 @@ def test_an_element_of_less_than_a_second(inside: Inside) -> None:
 def test_a_thousand_elements(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        nft.change(
+        nft.apply(
             add("open4", *(f"10.137.0.11 . 192.0.{at // 250}.{at % 250} . 123 timeout 60s" for at in range(1000)))
         )
         assert len(set(held(nft))) == 1000
 
     inside(test)
+
+
+MANY_DESCRIPTORS = """
+import os, resource, sys
+from proxyfw.edge.nft import Nft
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+nft = Nft()
+nft.has_table()
+while os.dup(0) < 1100:
+    pass
+nft.apply(sys.argv[1])
+nft.apply("delete table inet proxyfw")
+"""
+
+
+def test_a_ruleset_is_applied_though_a_thousand_descriptors_are_open() -> None:
+    """libnftables waits with select(2), which aborts the process for a new descriptor of 1024 or more."""
+    command = ["unshare", "-n", sys.executable, "-c", MANY_DESCRIPTORS, RULESET]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")

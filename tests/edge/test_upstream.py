@@ -560,7 +560,7 @@ def framed(forged: Callable[[Message], bytes]) -> Callable[[Message], bytes]:
         pytest.param([], id="closes"),
         pytest.param([lambda query: b"\0"], id="closes within the length"),
         pytest.param([lambda query: stream(reply(query, WRONG))[:-1]], id="closes within the message"),
-        pytest.param([lambda query: b"HTTP/1.1 400 Bad Request\r\n\r\n"], id="speaks something else"),
+        pytest.param([lambda query: b"\x15\x03\x03\x00\x02\x02\x28"], id="speaks something else"),
         pytest.param([framed(lambda query: b"")], id="sends an empty message"),
         pytest.param([framed(lambda query: b"\xff" * 40)], id="sends rubbish"),
         pytest.param([framed(with_another_id)], id="sends another id"),
@@ -600,5 +600,18 @@ def test_pieces_of_a_reply_over_tcp_are_put_together() -> None:
         pieces = [lambda query, at=at: stream(reply(query))[at : at + 1] for at in range(len(NAME) + 60)]
         async with serving(Server(only_over_tcp(*pieces))) as port:
             assert addresses(await upstream(port).ask(question())) == [RIGHT]
+
+    run(test())
+
+
+def test_a_reply_that_is_too_long_is_an_error_and_its_server_is_not_to_blame() -> None:
+    async def test() -> None:
+        server = Server(only_over_tcp(lambda query: (module.MAX_REPLY + 1).to_bytes(2) + bytes(module.MAX_REPLY + 1)))
+        async with serving(server) as port:
+            found = upstream(port)
+            for asked in (1, 2):
+                assert await asyncio.wait_for(found.ask(question()), 1) is None
+                assert server.over_tcp == asked
+            assert not found._shunned
 
     run(test())

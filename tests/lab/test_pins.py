@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import dns.message
 import dns.rcode
@@ -273,6 +273,49 @@ def test_a_client_that_speaks_after_all_before_the_server_is_served_as_anywhere(
             sock.sendall(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
             assert b"reason: no-match" in read_all(sock)
         assert server.result() == b""
+
+
+def test_a_client_that_only_listens_hears_the_server(names):
+    """As `nc mail.example 25 < /dev/null`: its side is ended before the server has spoken."""
+    with Server(names.lab, MAIL4, 25, greet):
+        assert resolve(names, "dev", "mail.example") == [MAIL4]
+        with connect(names.lab, "dev", MAIL4, 25) as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock) == b"220 mail.example\r\n"
+
+
+def test_a_server_that_resets_before_a_word_is_told_from_a_client_that_leaves(names):
+    def reset(sock):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    with Server(names.lab, MAIL4, 25, reset):
+        assert resolve(names, "dev", "mail.example") == [MAIL4]
+        with connect(names.lab, "dev", MAIL4, 25) as sock:
+            read_all(sock)
+        assert names.closed(client="dev", name="mail.example", port=25)["closed_by"] == "server"
+
+
+def test_half_hellos_to_a_server_that_speaks_first_are_limited_as_anywhere(fresh_names):
+    """Each holds up to 64 KiB of memory: no client gets more of them by waiting for a server first."""
+    names = fresh_names
+    lines = "".join(f"  - mail.example:{port}\n" for port in range(26, 28))
+    names.lab.write_profile("tools", PROFILES["tools"] + lines)
+    names.configure()
+    half, socks = hello("mail.example")[:40], []
+    with Server(names.lab, MAIL4, 25, echo), Server(names.lab, MAIL4, 26, greet):
+        assert resolve(names, "dev", "mail.example") == [MAIL4]
+        try:
+            for wave in (1, 2, 3):  # each is settled, by the pin, before the next one comes
+                socks += [connect(names.lab, "dev", MAIL4, 25 + number % 2) for number in range(200)]
+                assert eventually(lambda wave=wave: len([r for r in names.rows() if r["port"] != 53]) >= 200 * wave, 10)
+            for sock in socks:
+                with suppress(ConnectionError):
+                    sock.sendall(half)
+            row = names.expect(client="dev", verdict="deny", reason="limit")
+            assert "are being set up" in row["detail"]
+        finally:
+            for sock in socks:
+                sock.close()
 
 
 def test_http_without_a_host_is_permitted_by_the_pin_on_a_port_that_is_named(names):

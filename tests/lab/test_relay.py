@@ -164,7 +164,7 @@ def test_tcp_connections_to_the_relay_are_few(names):
 def test_a_peer_that_reads_nothing_does_not_keep_its_connections(fresh_names):
     """Many queries, no reply read: the relay gives up, and does not hold the descriptor."""
     names = fresh_names
-    names.zone.records["big.wild.example"] = [f'60 TXT "{number:0250}"' for number in range(200)]
+    names.zone.records["big.wild.example"] = [f'60 TXT "{number:0250}"' for number in range(25)]
     query = dns.message.make_query("big.wild.example", "TXT").to_wire()
     before = len(os.listdir(f"/proc/{names.lab.service.pid}/fd"))
     socks = []
@@ -181,6 +181,40 @@ def test_a_peer_that_reads_nothing_does_not_keep_its_connections(fresh_names):
     finally:
         for sock in socks:
             sock.close()
+
+
+def test_long_replies_count_as_many(fresh_names):
+    """Whoever has a name chooses how long its answers are, and each takes its time to read."""
+    names = fresh_names
+    names.zone.records["*.wild.example"] = [f'60 TXT "{number:0250}"' for number in range(25)]
+    served = 0
+    while served < LOOKUPS_AT_ONCE and not ask(names, "dev", f"{served}.wild.example", "TXT").rcode():
+        served += 1
+
+    assert LOOKUPS_AT_ONCE / 10 < served < LOOKUPS_AT_ONCE / 4
+    names.expect(client="dev", reason="limit", protocol="dns")
+    assert texts(ask(names, "same", "github.com")) == [GITHUB4]
+
+
+def test_a_reply_that_is_far_too_long_is_not_read(fresh_names):
+    names = fresh_names
+    names.zone.records["huge.wild.example"] = [f'60 TXT "{number:0250}"' for number in range(100)]
+
+    assert ask(names, "dev", "huge.wild.example", "TXT").rcode() == dns.rcode.SERVFAIL
+
+    assert texts(ask(names, "dev", "github.com")) == [GITHUB4]
+
+
+def test_records_in_a_query_are_not_even_read(names):
+    """A library that met them first under another class would not know addresses any more, whoever asked."""
+    broken = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x04\x01a\x00\x00\x01\x00\x01"
+    records = b"".join(b"\x00" + kind.to_bytes(2) + b"\x00\xff" + bytes(6) for kind in (1, 28, 65, 64))
+    with udp(names.lab, "none", "10.139.1.1", 53) as sock:
+        sock.send(broken + records)
+        assert sock.recv(100)[3] & 15 == dns.rcode.FORMERR
+
+    assert texts(ask(names, "dev", "clean.wild.example")) == [GITHUB4]
+    assert ask(names, "dev", "svc.example", "HTTPS").rcode() == NOERROR
 
 
 def test_look_ups_for_connections_count_as_well(fresh_names):
