@@ -108,8 +108,11 @@ class Resolver:
         entry = self._names.get(name)
         if entry is not None:  # once run out, both types are asked for again: it may have been half an answer
             return entry.addresses if entry.until > self._clock() else None
-        held = [self.known(Question(name, rdtype)) for rdtype in _TYPES]  # what the relay has asked for a client
-        return tuple(address for found in held if found for address in found[0].addresses) or None
+        # What the relay has asked for a client, if that is both: one alone may be the family that leads nowhere.
+        held = [found for rdtype in _TYPES if (found := self.known(Question(name, rdtype)))]
+        if len(held) < len(_TYPES):
+            return None
+        return tuple(address for answer, _ in held for address in answer.addresses) or None
 
     async def resolve(self, name: Hostname, client: str = "") -> Addresses:
         """The addresses of a name, IPv6 and IPv4, in the order of the answers; never empty."""
