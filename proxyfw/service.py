@@ -91,19 +91,13 @@ class Service:
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
         self._pins = PinKeeper(loaded.policy, self._nft, Nft(), store, loop)
         self._pins.restore()
-        control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
-        try:
-            await control.start()
-        except OSError as error:
-            raise StartError(f"{loaded.config.state_dir}: {CONTROL_SOCKET}: {error.strerror or error}") from None
+        control = await self._start_control(loaded)
         # From here on nothing is awaited until a command would find all that it asks, so none can come too early.
         try:
-            routes.ensure(MARK, MASK)
-            self._nflog.start()
-            self._apply(loaded, loaded.policy)
-        except (routes.RoutesError, NflogError, NftError, OSError) as error:
+            self._enforce(loaded, loaded.policy)
+        except StartError:
             control.stop()
-            raise StartError(f"the packet layer could not be set up: {error}") from None
+            raise
         self._poller.start(loop)
         self._pins.start()
         resolver = Resolver(Upstream(loaded.policy.upstream, loop.time).ask, loop.time)
@@ -124,6 +118,9 @@ class Service:
         await self._stop.wait()
         control.stop()
         await dns.stop()
+        await self._end()
+
+    async def _end(self) -> None:
         self._proxy.stop()
         await asyncio.sleep(0)  # lets the closed connections write their rows
         self._shared.pipes.close()
@@ -132,6 +129,24 @@ class Service:
         await self._pins.stop()
         self._log.stop()
         say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")
+
+    async def _start_control(self, loaded: Loaded) -> Control:
+        assert loaded.config is not None
+        control = Control(Path(loaded.config.state_dir) / CONTROL_SOCKET, self._answer)
+        try:
+            await control.start()
+        except OSError as error:
+            raise StartError(f"{loaded.config.state_dir}: {CONTROL_SOCKET}: {error.strerror or error}") from None
+        return control
+
+    def _enforce(self, loaded: Loaded, policy: Policy) -> None:
+        """Puts the packet layer in force."""
+        try:
+            routes.ensure(MARK, MASK)
+            self._nflog.start()
+            self._apply(loaded, policy)
+        except (routes.RoutesError, NflogError, NftError, OSError) as error:
+            raise StartError(f"the packet layer could not be set up: {error}") from None
 
     def _close_first(self) -> None:
         """Fail closed: from here on nothing passes that a former or the new policy does not allow."""

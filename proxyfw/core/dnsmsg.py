@@ -47,6 +47,7 @@ _ONE, _ONE_WITH_OPT = b"\0\1\0\0\0\0\0\0", b"\0\1\0\0\0\0\0\1"  # the counts: a 
 _LABEL = re.compile(rb"[A-Za-z0-9_-]{1,63}")
 _COUNTS = struct.Struct("!4H")  # of questions, answers, authorities, and additional records
 _OPT = 11  # bytes of an OPT record without options
+_CD, _REPLY, _KEPT = (int(f) for f in (dns.flags.CD, dns.flags.QR | dns.flags.RA, dns.flags.RD | dns.flags.CD))
 _MAX_LABEL, _MAX_NAME = 63, 255  # bytes, RFC 1035 section 2.3.4
 
 
@@ -166,7 +167,7 @@ def _query(flags: int, labels: list[bytes], asked: bytes, opt: bytes) -> Query:
             plain = labels and all(map(_LABEL.fullmatch, labels))  # then dots are between labels alone
             text = b".".join(labels).decode("ascii") if plain else _text(labels)
             name = normalise(text)
-            question = Question(name, rdtype, bool(opt) and bool(opt[7] & 0x80), bool(flags & dns.flags.CD))
+            question = Question(name, rdtype, bool(opt) and bool(opt[7] & 0x80), bool(flags & _CD))
         except HostnameError as error:
             broken = Malformed(f"{text}: {error}")
     return Query(asked, flags, bool(opt), _size(opt), question, broken, rcode)
@@ -251,7 +252,7 @@ def _reply(query: Query) -> dns.message.Message:
 
 def _flags(query: Query) -> int:
     """Those of a reply. AD is never set: nothing was validated here."""
-    return int(dns.flags.QR | dns.flags.RA) | query.flags & int(dns.flags.RD | dns.flags.CD)
+    return _REPLY | query.flags & _KEPT
 
 
 def _use_edns(reply: dns.message.Message, dnssec_ok: bool, code: EDECode, why: Reason | None) -> None:

@@ -5,7 +5,7 @@ characters of that one label, zero or more). `:22` or `:123/udp` at the end name
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -216,11 +216,13 @@ class Index:
     with a `*` inside a label right before the same fixed name.
     """
 
-    __slots__ = ("_tables",)
+    __slots__ = ("_anywhere", "_tables")
 
     def __init__(self, patterns: Iterable[Pattern]) -> None:
         by_port: dict[Port, list[Pattern]] = {}
-        for pattern in patterns:
+        everything = tuple(patterns)
+        self._anywhere = _Table(DEFAULT_PORTS[0], everything)  # on whatever port: most names are granted on none
+        for pattern in everything:
             for port in pattern.ports:
                 by_port.setdefault(port, []).append(pattern)
         self._tables: dict[tuple[str, int], _Table] = {
@@ -234,6 +236,8 @@ class Index:
 
     def find_all(self, name: Hostname) -> list[Pattern]:
         """The patterns that grant `name`, one for each port on which it is granted."""
+        if self._anywhere.find(name) is None:
+            return []
         return [found for table in self._tables.values() if (found := table.find(name))]
 
     def covers(self, transport: str, port: int) -> bool:
@@ -254,7 +258,7 @@ class _Table:
 
     __slots__ = ("below", "exact", "in_label", "port")
 
-    def __init__(self, port: Port, patterns: list[Pattern]) -> None:
+    def __init__(self, port: Port, patterns: Sequence[Pattern]) -> None:
         self.port = port
         self.exact: dict[str, Pattern] = {}
         self.below: dict[str, Pattern] = {}

@@ -24,6 +24,8 @@ DNS over HTTPS in Firefox, iCloud Private Relay, and the discovery of designated
 
 _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 
+_BELOW_CANARIES = tuple(f".{canary}" for canary in CANARIES)
+
 
 class Protocol(StrEnum):
     """What the flow speaks, as far as it is known."""
@@ -220,7 +222,7 @@ def _decide_query(client: ClientPolicy, flow: Flow) -> Verdict:
         return Deny(flow.broken.reason, detail=flow.broken.detail)
     if flow.name is None:
         return Deny(Reason.NO_NAME)
-    if any(flow.name == canary or flow.name.endswith(f".{canary}") for canary in CANARIES):
+    if flow.name in CANARIES or flow.name.endswith(_BELOW_CANARIES):
         return Deny(Reason.CANARY)
     found = client.patterns.find_all(flow.name)
     if found:
