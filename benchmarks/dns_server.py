@@ -1,7 +1,11 @@
-"""The benchmark's resolver: one name, one A record, over UDP. Usage: dns_server.py LISTEN NAME ADDRESS"""
+"""The benchmark's resolver: one name, or with *.NAME all names below it, over UDP.
+
+Usage: python dns_server.py LISTEN NAME ADDRESS...
+"""
 
 import socket
 import sys
+from collections.abc import Sequence
 
 import dns.exception
 import dns.flags
@@ -15,22 +19,27 @@ import dns.rrset
 TTL = 300  # seconds
 
 
-def answer(query: dns.message.Message, name: dns.name.Name, address: str) -> dns.message.Message:
-    """A for `name`; no data for its other types; NXDOMAIN for any other name."""
+def answer(query: dns.message.Message, name: dns.name.Name, addresses: Sequence[str]) -> dns.message.Message:
+    """The addresses for `name`; no data for its other types; NXDOMAIN for any other name."""
     response = dns.message.make_response(query)
     response.flags |= dns.flags.RA
     question = query.question[0]
-    if question.name != name:
+    records = [address for address in addresses if question.rdtype == _type(address)]
+    if not (question.name == name or (name.is_wild() and question.name.is_subdomain(name.parent()))):
         response.set_rcode(dns.rcode.NXDOMAIN)
-    elif question.rdtype == dns.rdatatype.A:
+    elif records:
         response.answer.append(
-            dns.rrset.from_text(question.name, TTL, dns.rdataclass.IN, dns.rdatatype.A, address),
+            dns.rrset.from_text(question.name, TTL, dns.rdataclass.IN, question.rdtype, *records),
         )
     return response
 
 
+def _type(address: str) -> dns.rdatatype.RdataType:
+    return dns.rdatatype.AAAA if ":" in address else dns.rdatatype.A
+
+
 def main() -> None:
-    listen, name, address = sys.argv[1:]
+    listen, name, *addresses = sys.argv[1:]
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind((listen, 53))
     print("ready", flush=True)
@@ -41,7 +50,7 @@ def main() -> None:
         except dns.exception.DNSException:
             continue
         if query.question:
-            server.sendto(answer(query, dns.name.from_text(name), address).to_wire(), sender)
+            server.sendto(answer(query, dns.name.from_text(name), addresses).to_wire(), sender)
 
 
 if __name__ == "__main__":

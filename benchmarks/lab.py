@@ -35,7 +35,7 @@ REDIRECT = """
 table ip bench_redirect {{
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
-        iifname "vif1.0" tcp dport 443 redirect to :{port}
+        iifname "vif1.0" {match} redirect to :{port}
     }}
 }}
 """
@@ -69,9 +69,17 @@ class Lab:
         """The command line that runs `argv` inside; the process started is `argv` itself, not a wrapper."""
         return ["ip", "netns", "exec", self.name(side), *map(str, argv)]
 
-    def redirect(self, port: int) -> None:
-        """Send the client's connections to port 443 to `port` of the firewall."""
-        _run(self.command(Side.FIREWALL, "nft", "-f", "-"), REDIRECT.format(port=port))
+    def redirect(self, match: str, port: int) -> None:
+        """Send what of the client's packets `match` says (in nft's words) to `port` of the firewall."""
+        _run(self.command(Side.FIREWALL, "nft", "-f", "-"), REDIRECT.format(match=match, port=port))
+
+    def chain(self, name: str) -> str:
+        """A chain of proxyfw's packet layer as nft lists it, each rule with its handle."""
+        return _run(self.command(Side.FIREWALL, "nft", "-a", "list", "chain", "inet", "proxyfw", name))
+
+    def delete_rule(self, chain: str, handle: str) -> None:
+        """Take one rule out of proxyfw's packet layer."""
+        _run(self.command(Side.FIREWALL, "nft", "delete", "rule", "inet", "proxyfw", chain, "handle", handle))
 
     def processes(self, side: Side) -> list[int]:
         """Every process inside, however it was started: nothing else uses this namespace."""
@@ -153,10 +161,11 @@ def _ip(namespace: str, *lines: str) -> None:
     _run(["ip", "-netns", namespace, "-batch", "-"], "\n".join(lines))
 
 
-def _run(argv: Sequence[str], text: str = "") -> None:
+def _run(argv: Sequence[str], text: str = "") -> str:
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
 
 
 def _signal(processes: Sequence[int], number: signal.Signals) -> None:

@@ -5,8 +5,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -94,13 +94,13 @@ def measure(peer: Peer, program: str, tools: Tools, scale: Scale) -> Figures:
         at_rest = memory(_processes(network))
         with _server(network, tools, ANSWER_BYTES):
             _run(network, tools, ANSWER_BYTES, AT_ONCE, total=WARM_UP)
-            cpu_before = _settled_cpu(network)
+            cpu_before = settled_cpu(network)
             rate = _run(network, tools, ANSWER_BYTES, AT_ONCE, seconds=scale.seconds)
-            rate_cpu = _settled_cpu(network) - cpu_before
+            rate_cpu = settled_cpu(network) - cpu_before
         with _server(network, tools, scale.stream_bytes):
-            cpu_before = _settled_cpu(network)
+            cpu_before = settled_cpu(network)
             bulk = _run(network, tools, scale.stream_bytes, STREAMS, total=STREAMS)
-            bulk_cpu = _settled_cpu(network) - cpu_before
+            bulk_cpu = settled_cpu(network) - cpu_before
     if rate.failed:
         notes.append(f"{rate.failed} of {rate.good + rate.failed} connections failed")
     per_idle_connection = None
@@ -120,47 +120,56 @@ def measure(peer: Peer, program: str, tools: Tools, scale: Scale) -> Figures:
     )
 
 
-@contextmanager
-def _running(peer: Peer, program: str, tools: Tools) -> Iterator[Lab]:
+def _running(peer: Peer, program: str, tools: Tools) -> AbstractContextManager[Lab]:
     """A fresh network with the peer in its firewall, started and able to carry a connection."""
-    log_path = tools.directory / f"{peer.name}.out"
-    arguments = [argument.format(dir=tools.directory) for argument in peer.arguments[1:]]
-    with lab(next(_numbers)) as network, log_path.open("w") as log, _resolver(network):
+
+    def carries(network: Lab) -> bool:
+        with _server(network, tools, ANSWER_BYTES):
+            return bool(_load(network, tools, "run", ANSWER_BYTES, 1, 1, 0)["good"])
+
+    return running(peer, program, tools.directory, (NAME, SERVER_ADDRESS), "tcp dport 443", carries)
+
+
+@contextmanager
+def running(
+    peer: Peer, program: str, directory: Path, zone: Sequence[str], match: str, works: Callable[[Lab], bool]
+) -> Iterator[Lab]:
+    """A fresh network with the peer in its firewall, started; from when `works` on. Raises PeerError.
+
+    `zone`: what the resolver of the internet knows, a name and its addresses. `match`: what is redirected to the peer.
+    """
+    log_path = directory / f"{peer.name}.out"
+    arguments = [argument.format(dir=directory) for argument in peer.arguments[1:]]
+    with lab(next(_numbers)) as network, log_path.open("w") as log, _resolver(network, zone):
         if peer.port is not None:
-            network.redirect(peer.port)
+            network.redirect(match, peer.port)
         process = subprocess.Popen(
             network.command(Side.FIREWALL, program, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            cwd=tools.directory,
+            cwd=directory,
             start_new_session=True,
         )
         try:
-            _await_start(network, tools, process, log_path)
+            deadline = time.monotonic() + START_SECONDS
+            while not works(network):
+                if process.poll() is not None:
+                    raise PeerError(f"ended at the start with status {process.returncode}: {_last_words(log_path)}")
+                if time.monotonic() > deadline:
+                    raise PeerError(f"did not work within {START_SECONDS:.0f} s: {_last_words(log_path)}")
+                time.sleep(0.1)
+            settled_cpu(network)
             yield network
         finally:
             network.stop(Side.FIREWALL)
             process.wait()
 
 
-def _await_start(network: Lab, tools: Tools, process: subprocess.Popen[bytes], log_path: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    with _server(network, tools, ANSWER_BYTES):
-        while not _load(network, tools, "run", ANSWER_BYTES, 1, 1, 0)["good"]:
-            if process.poll() is not None:
-                raise PeerError(f"ended at the start with status {process.returncode}: {_last_words(log_path)}")
-            if time.monotonic() > deadline:
-                raise PeerError(f"carried no connection within {START_SECONDS:.0f} s: {_last_words(log_path)}")
-            time.sleep(0.1)
-    _settled_cpu(network)
-
-
 @contextmanager
-def _resolver(network: Lab) -> Iterator[None]:
+def _resolver(network: Lab, zone: Sequence[str]) -> Iterator[None]:
     script = Path(__file__).parent / "dns_server.py"
-    command = network.command(Side.INTERNET, sys.executable, script, RESOLVER_ADDRESS, NAME, SERVER_ADDRESS)
-    with _serving(command):
+    with _serving(network.command(Side.INTERNET, sys.executable, script, RESOLVER_ADDRESS, *zone)):
         yield
 
 
@@ -211,10 +220,10 @@ def _idle(network: Lab, tools: Tools, total: int) -> float:
     """Bytes of the peer's own memory per connection that stands and carries nothing."""
     with _standing(network, tools, min(total, AT_ONCE)):
         pass
-    _settled_cpu(network)
+    settled_cpu(network)
     before = memory(_processes(network)).proportional
     with _standing(network, tools, total):
-        _settled_cpu(network)
+        settled_cpu(network)
         after = memory(_processes(network)).proportional
     return (after - before) / total
 
@@ -239,7 +248,7 @@ def _check_standing(line: bytes, total: int) -> None:
         raise PeerError(f"only {standing} of {total} idle connections stood")
 
 
-def _settled_cpu(network: Lab) -> float:
+def settled_cpu(network: Lab) -> float:
     """CPU seconds of the peer, once they no longer grow: what it does after the last byte is part of its work."""
     used = cpu_seconds(_processes(network))
     deadline = time.monotonic() + START_SECONDS

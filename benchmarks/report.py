@@ -41,7 +41,7 @@ def figures_table(rounds: Rounds) -> str:
     rows = []
     for name, figures in rounds.items():
         rows.append([name, *(_form(_median(figures, column), column.form) for column in COLUMNS)])
-    return _table(["proxy", *(column.heading for column in COLUMNS)], rows)
+    return table(["proxy", *(column.heading for column in COLUMNS)], rows)
 
 
 def ratios_table(rounds: Rounds, reference: str) -> str:
@@ -53,7 +53,7 @@ def ratios_table(rounds: Rounds, reference: str) -> str:
             own, other = _median(figures, column), _median(rounds[reference], column)
             cells.append(_form(own / other if own is not None and other else None, ".2f"))
         rows.append([name, *cells])
-    return _table([f"÷ {reference}", *(column.heading for column in COLUMNS)], rows)
+    return table([f"÷ {reference}", *(column.heading for column in COLUMNS)], rows)
 
 
 def shown(figures: Figures, column: Column) -> str:
@@ -78,7 +78,8 @@ def _form(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown: the first column is text, the others are numbers."""
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [_line(heading, widths), _line(rule, widths), *(_line(row, widths) for row in rows)]

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import report
+from command import interrupt, positive
 from lab import LabError
 from measure import NAME, Figures, PeerError, Scale, Tools, measure
 from peers import PEERS, Peer, find_program, write_configurations
@@ -54,8 +53,8 @@ exit status: 0 every proxy that is installed was measured, 1 one of them failed,
 
 def main() -> int:
     options = _options()
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     _check_machine()
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     scale = Scale(
@@ -92,8 +91,8 @@ def _options() -> argparse.Namespace:
     )
     known = ",".join(peer.name for peer in PEERS)
     parser.add_argument("--peers", type=_peers, default=PEERS, metavar="A,B", help=f"which proxies; default: {known}")
-    parser.add_argument("--rounds", type=_positive, help=f"the table shows medians; default: {ROUNDS}")
-    parser.add_argument("--idle", type=_positive, help=f"idle connections to hold open; default: {IDLE}")
+    parser.add_argument("--rounds", type=positive, help=f"the table shows medians; default: {ROUNDS}")
+    parser.add_argument("--idle", type=positive, help=f"idle connections to hold open; default: {IDLE}")
     parser.add_argument("--quick", action="store_true", help="a smoke run: one short round, few idle connections")
     parser.add_argument(
         "--peer-venv",
@@ -111,19 +110,6 @@ def _peers(text: str) -> tuple[Peer, ...]:
     if unknown := [name for name in names if name not in known]:
         raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     return tuple(known[name] for name in names)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    """The first signal begins the cleaning up, and no second one may cut it short."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _check_machine() -> None:
