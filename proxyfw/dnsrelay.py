@@ -175,10 +175,12 @@ class DnsRelay:
         now = self._now()
         word = in_a_word(verdict)
         detail = verdict.detail if isinstance(verdict, Deny) else ""
-        key = (client, name, word, verdict.reason, detail)
+        # That a client was held back is told once, whatever the names, and always: it is what a flood looks like.
+        held_back = verdict.reason is Reason.LIMIT
+        key = (client, "" if held_back else name, word, verdict.reason, detail)
         if self._told.seen(key, now):
             return
-        if not self._rows.take(client, now):
+        if not held_back and not self._rows.take(client, now):
             self.counts.not_logged += 1
             return
         self._told.note(key, now)
