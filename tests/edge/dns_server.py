@@ -1,6 +1,7 @@
 """A DNS server on loopback, over UDP and TCP, that answers as a test says; and what tests of the resolvers share."""
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ Script = Callable[[Message, bool], Iterable[bytes]]
 
 def run(coroutine: Coroutine[None, None, None]) -> None:
     """Runs a test, which ends within ten seconds and leaves no descriptor behind."""
+    gc.collect()  # or a descriptor of an earlier test is closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(asyncio.wait_for(coroutine, 10))
     assert len(os.listdir("/proc/self/fd")) == before

@@ -172,7 +172,8 @@ def test_a_thousand_elements(inside: Inside) -> None:
         nft.apply(
             add("open4", *(f"10.137.0.11 . 192.0.{at // 250}.{at % 250} . 123 timeout 60s" for at in range(1000)))
         )
-        assert len(set(held(nft))) == 1000
+        # A listing may leave elements out while the kernel makes room for more of them.
+        assert any(len(set(held(nft))) == 1000 for _ in range(1000))
 
     inside(test)
 
