@@ -103,8 +103,7 @@ class DnsRelay:
 
     def fault(self, data: bytes, address: str, destination: str, error: Exception) -> bytes:
         """The reply where proxyfw itself is at fault: nothing is told of the name."""
-        client = self._shared.policy.client_at(address)
-        self._note(client or "", address, destination, "", Deny(Reason.ERROR, detail=repr(error)))
+        self._note(self.client_at(address), address, destination, "", Deny(Reason.ERROR, detail=repr(error)))
         return dnsmsg.error(data, Rcode.SERVFAIL) if len(data) >= dnsmsg.HEADER else b""
 
     def client_at(self, address: str) -> str:

@@ -122,7 +122,7 @@ class PinKeeper:
 
     def ports(self, policy: Policy) -> dict[PinnedPort, int]:
         """What a new ruleset, for this policy, must have open from the start, and for how many seconds."""
-        self._hear(self._reader.elements(USED_SETS))
+        self._hear(self._nft.elements(USED_SETS))  # not the reader: the sweep's thread may be at it
         now = self._loop.time()
         self._planned = {}
         in_all = 0
