@@ -11,40 +11,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from proxyfw import __version__
-from proxyfw.core.config import Config, parse_state_dir
+from proxyfw.arguments import build
+from proxyfw.core import qubes_policy
+from proxyfw.core.config import Config, is_qube_name, parse_state_dir
+from proxyfw.core.netvm import World, read_netvm, world_from_data
 from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
 from proxyfw.core.verdict import Allow, Deny, in_a_word, is_refused
 from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
+from proxyfw.edge.qubesdb import QubesDb, QubesDbError, available, own_name
+from proxyfw.edge.rights import may_administer_network
 from proxyfw.explain import client_report, explain
 from proxyfw.load import Loaded, default_config, load, load_profiles
 from proxyfw.logview import Table, as_json, parse_since, visible
 from proxyfw.report import profile_report, profile_table, status_report
 from proxyfw.service import CONTROL_SOCKET, LOG_FILE
 
-_MAX_DIGITS = 9
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
-
-DESCRIPTION = """\
-proxyfw permits or refuses each connection of a Qubes OS qube by name (TLS SNI, HTTP Host), against that
-qube's profiles. Nothing is decrypted."""
-
-EPILOG = """\
-From a refusal to an allowance:
-  proxyfw log --verdict deny --client work     what was refused, and why
-  proxyfw explain work https://example.org     what the policy says of it, and which line says so
-  ... add the name to a profile of the client, then:
-  proxyfw check && proxyfw reload
-
-Exit codes: 0 yes or done; 1 no (denied, errors found, not running); 2 the command could not be carried out."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = build(_COMMANDS).parse_args(arguments)
     try:
         code: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -58,114 +48,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "proxyfw", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=f"proxyfw {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run: object, text: str, more: str = "") -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=text, description=text, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    run = command("run", _run, "run the service in the foreground (root)", _RUN_MORE)
-    check = command("check", _check, "validate the configuration and every profile, offline", _CHECK_MORE)
-    explain = command("explain", _explain, "say what the policy decides, and which line decides it", _EXPLAIN_MORE)
-    log = command("log", _log, "show the decisions", _LOG_MORE)
-    status = command("status", _status, "show what the running service does")
-    reload = command(
-        "reload", _reload, "have the running service read its files anew (all of them, or nothing changes)"
-    )
-    profiles = command("profiles", _profiles, "list the profiles, or show what one grants")
-    demo = command("demo", _demo, "show it at work in a network of namespaces (root)", _DEMO_MORE)
-
-    for sub in (run, check, explain, log, status, reload, profiles):
-        sub.add_argument(
-            "-c",
-            "--config",
-            metavar="FILE",
-            type=Path,
-            help="proxyfw.yaml (default: /rw/config/proxyfw/, /etc/proxyfw/)",
-        )
-    for sub in (check, explain, log, status, reload, profiles):
-        sub.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
-    explain.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
-    explain.add_argument(
-        "target", metavar="TARGET", type=_text, help="a URL, host, host:port, address:port or [IPv6]:port"
-    )
-    log.add_argument("--client", metavar="NAME", type=_text, help="of this client only")
-    log.add_argument("--verdict", choices=["allow", "deny", "observe"], help="of this verdict only")
-    log.add_argument("--name", metavar="HOST", type=_text, help="of this host name; * stands for any characters")
-    log.add_argument("--since", metavar="WHEN", type=_text, help="10m, 2h, 3d, today, or 2026-01-31 12:00")
-    log.add_argument(
-        "-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200, or all with --since; 0: all)"
-    )
-    log.add_argument("-f", "--follow", action="store_true", help="go on showing what is decided")
-    profiles.add_argument("name", metavar="NAME", type=_text, nargs="?", help="a profile")
-    demo.add_argument("--keep", action="store_true", help="leave it running, and say how to enter a client")
-    return parser
-
-
-_RUN_MORE = """\
-Everything starts closed: before the files are read, a fail-safe ruleset refuses all clients, unless rules of
-proxyfw are in force already. If the configuration has an error, the service ends with exit code 2, and
-whatever was in force stays. SIGHUP reloads, SIGTERM stops. After a stop, the packet layer stays in force:
-what addresses decide goes on, what names decide is refused."""
-
-_CHECK_MORE = """\
-The smallest configuration:
-  clients:
-    work:
-      profiles: [github, pypi]
-      address: [10.137.0.12]
-Profiles are the shipped ones (proxyfw profiles) and NAME.yaml files in a folder `profiles` beside the
-configuration; yours replaces a shipped one of the same name:
-  description: what works with it
-  domains:
-    - example.org          # exactly this name, ports 80 and 443
-    - "*.example.org"      # every name below it
-    - .example.net         # both
-  networks: ["192.0.2.0/24:22"]
-Exit codes: 0 valid (warnings may be shown), 1 errors."""
-
-_EXPLAIN_MORE = """\
-Examples:
-  proxyfw explain work https://api.github.com/meta
-  proxyfw explain work example.org:8443
-  proxyfw explain work github.com:22
-  proxyfw explain work 0.pool.ntp.org:123/udp
-  proxyfw explain work 192.0.2.7:22
-It asks the same function that decides for the service, with the files as they are now. From a running service it
-takes the pins: what this client was told of names and their addresses.
-Exit codes: 0 allowed, 1 denied, 2 the question could not be answered."""
-
-_LOG_MORE = """\
-Examples:
-  proxyfw log --verdict deny --since 10m
-  proxyfw log --client work --name '*.example.org' --json
-  proxyfw log -f"""
-
-_DEMO_MORE = """\
-Two clients, the netvm with proxyfw, and an internet with a resolver, TLS and HTTP servers, each in a network
-namespace of its own: the machine's own network is not touched. Real curls are made from each client."""
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
-        raise argparse.ArgumentTypeError(f"a whole number of at most {_MAX_DIGITS} digits is wanted, 0 or more")
-    return int(text)
-
-
-def _text(text: str) -> str:
-    if not text.isprintable():
-        raise argparse.ArgumentTypeError("this has characters that no name has")
-    return text
-
-
 def _fail(message: str) -> int:
     print(f"proxyfw: {visible(message)}", file=sys.stderr)
     return 2
@@ -177,9 +59,10 @@ def _path(arguments: argparse.Namespace) -> Path:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if os.geteuid() != 0:
-        return _fail("run: only root may set up the packet layer; try it with sudo")
-    from proxyfw.service import Service, StartError
+    if not may_administer_network():
+        return _fail("run: the packet layer needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; try it with sudo")
+    from proxyfw.service import Service
+    from proxyfw.startup import StartError
 
     try:
         asyncio.run(Service(_path(arguments)).run())
@@ -220,9 +103,9 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _good(path: Path) -> tuple[Loaded, Policy] | None:
+def _good(path: Path, world: World | None = None) -> tuple[Loaded, Policy] | None:
     """The files, where they have no error; else the errors are printed."""
-    loaded = load(path)
+    loaded = load(path, world)
     if loaded.policy is None:
         for problem in loaded.problems:
             print(visible(str(problem)), file=sys.stderr)
@@ -235,7 +118,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         target = parse_target(arguments.target)
     except TargetError as error:
         return _fail(f"explain: {error}")
-    good = _good(_path(arguments))
+    good = _good(_path(arguments), _world(arguments))
     if good is None:
         return _fail("explain: the configuration has errors")
     policy = good[1]
@@ -263,6 +146,25 @@ def _explain(arguments: argparse.Namespace) -> int:
         for line in client_report(arguments.client, target, found):
             print(line)
     return 0 if words != "deny" else 1
+
+
+def _world(arguments: argparse.Namespace) -> World | None:
+    """What the running service knows of the clients from Qubes OS, else what QubesDB says; None outside Qubes OS."""
+    try:
+        data = ask(_state_dir(arguments) / CONTROL_SOCKET, "world")["world"]
+        return world_from_data(data, time.time()) if data is not None else None
+    except (ControlError, KeyError, TypeError, ValueError):
+        pass
+    if not available():
+        return None
+    database = QubesDb()
+    try:
+        return World(read_netvm(database.start(), time.time()))
+    except QubesDbError as error:
+        print(f"proxyfw: firewall rules are not known: {visible(str(error))}", file=sys.stderr)
+        return None
+    finally:
+        database.stop()
 
 
 def _pins(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
@@ -393,6 +295,24 @@ def _profiles(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _qubes_policy(arguments: argparse.Namespace) -> int:
+    good = _good(_path(arguments), World())
+    if good is None or good[0].config is None:
+        return _fail("qubes-policy: the configuration has errors")
+    netvm = arguments.netvm or own_name()
+    if not is_qube_name(netvm):
+        return _fail("qubes-policy: what is this netvm's name? write --netvm NAME")
+    config = good[0].config
+    if arguments.policy:
+        text = qubes_policy.policy(netvm, list(config.tags))
+    elif arguments.commands:
+        text = qubes_policy.commands(netvm, list(config.clients), list(config.tags))
+    else:
+        text = qubes_policy.render(netvm, list(config.clients), list(config.tags))
+    print(text, end="")
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         return _fail("demo: only root may make network namespaces; try it with sudo")
@@ -403,3 +323,16 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
+
+
+_COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "explain": _explain,
+    "log": _log,
+    "status": _status,
+    "reload": _reload,
+    "profiles": _profiles,
+    "qubes-policy": _qubes_policy,
+    "demo": _demo,
+}

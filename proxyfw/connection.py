@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from proxyfw.core import tls
 from proxyfw.core.address import IPAddress, dial_order
-from proxyfw.core.policy import Flow, NameSource, Policy, Protocol
+from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.policy import Policy
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
 from proxyfw.edge.dial import OwnAddressError, dial
@@ -35,11 +36,12 @@ _REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reas
 
 @dataclass(slots=True)
 class Entry:
-    """A verdict in the log, and the flow that it was given on."""
+    """A verdict in the log, and the flow that it was given on. `by_name`: an address of the name itself was dialled."""
 
     flow: Flow
     row: Row
     since: float
+    by_name: bool
 
 
 class Ends(NamedTuple):
@@ -141,17 +143,17 @@ class Connection:
             return flow
         return self._shared.policy.decide_pinned(flow, self._shared.pins.names(ends.client, ends.destination))[0]
 
-    def granted_by_pin(self) -> bool:
-        """Whether a pin grants whatever is spoken here, before anything is known of it."""
+    def granted_unheard(self) -> bool:
+        """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
         ends = self.ends
-        names_port = self._shared.policy.names_port(ends.client, "tcp", ends.port)
-        return names_port and isinstance(self.decide(self.flow()), Allow)
+        may_be = self._shared.policy.grants_unheard(ends.client, "tcp", ends.port)
+        return may_be and isinstance(self.decide(self.flow()), Allow)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
         while True:
             policy = self._shared.policy
-            verdict, server = await self._open(policy, flow, policy.decide(flow))
+            verdict, server = await self._open(policy, flow, self.decide(flow))
             self.disarm()
             if policy is self._shared.policy:
                 return verdict, server
@@ -160,7 +162,7 @@ class Connection:
                 server.close()
 
     async def _open(self, policy: Policy, flow: Flow, verdict: Verdict) -> tuple[Verdict, Stream | None]:
-        if isinstance(verdict, Allow) and verdict.reason is Reason.DOMAIN:
+        if isinstance(verdict, Allow) and verdict.by_name:
             found = await self._by_name(policy, flow, verdict)
             if isinstance(found, Stream):
                 return verdict, found
@@ -189,7 +191,7 @@ class Connection:
             answer = await resolver.resolve(flow.name, flow.client)
         if isinstance(answer, Failure):
             return Deny(_REASON_OF[answer], verdict.rule)
-        addresses = policy.reachable(verdict, answer)
+        addresses = policy.reachable(flow, verdict, answer)
         if not addresses:
             return Deny(Reason.PRIVATE_ADDRESS, verdict.rule, f"it has only {', '.join(map(str, answer[:4]))}")
         order = dial_order(addresses, self.ends.destination)[:MAX_TRIED]
@@ -248,7 +250,8 @@ class Connection:
 
     def decide(self, flow: Flow) -> Verdict:
         """What the policy in force says."""
-        return self._shared.policy.decide(flow)
+        ends = self.ends
+        return self._shared.policy.decide_told(flow, self._shared.pins.names(ends.client, ends.destination))
 
     def touch(self) -> None:
         """Bytes came: the connection is not idle."""
@@ -281,7 +284,8 @@ class Connection:
         )
         self._shared.log.open_row(row)
         if word != "deny":
-            self.entry = Entry(flow, row, self._shared.poller.loop.time())
+            by_name = isinstance(verdict, Allow) and verdict.by_name
+            self.entry = Entry(flow, row, self._shared.poller.loop.time(), by_name)
             self._shared.pins.use(self.ends.client, self.ends.destination)
 
     def set_decided(self, decided: bool) -> bool:

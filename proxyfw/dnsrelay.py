@@ -11,7 +11,8 @@ from dns.rcode import Rcode
 from proxyfw.core import dnsmsg
 from proxyfw.core.dnsanswer import Answer
 from proxyfw.core.dnsmsg import Query, Unreadable
-from proxyfw.core.policy import DNS_PORT, Flow, NameSource, Protocol
+from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.core.ratelimit import Once, RateLimit
 from proxyfw.core.sniffed import NotMine
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused

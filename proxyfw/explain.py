@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.policy import DNS_PORT, Flow, NameSource, Policy, Protocol
+from proxyfw.core.policy import Policy
+from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.core.target import Target
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
 from proxyfw.report import span
@@ -16,6 +18,7 @@ _IN_WORDS = {
     Reason.RELAY: "DNS is answered by the relay, whatever resolver it is aimed at",
     Reason.DOMAIN: "a profile grants this name",
     Reason.NETWORK: "a profile grants this address; the kernel forwards it",
+    Reason.QUBES_RULE: "a Qubes firewall rule of this client says so",
     Reason.DNS_ALL: "dns: all of this client lets every name resolve",
     Reason.PIN: "a profile grants this port of the name, at the addresses that the client was told for it",
     Reason.NO_MATCH: "no profile of this client grants this name",
@@ -31,12 +34,14 @@ class Explained:
     """What `explain` found: the verdict on the flow, on a query for its name (None: it has none), and the pins.
 
     `pins`: name, address and remaining seconds of those that concern the target; None: no service runs that has any.
+    `by_address`: Qubes firewall rules that may decide it otherwise, by the address that a name leads to.
     """
 
     flow: Flow
     verdict: Verdict
     query: Verdict | None
     pins: Sequence[Mapping[str, Any]] | None
+    by_address: Sequence[str] = ()
 
 
 def explain(policy: Policy, client: str, target: Target, pins: Sequence[Mapping[str, Any]] | None) -> Explained:
@@ -49,20 +54,32 @@ def explain(policy: Policy, client: str, target: Target, pins: Sequence[Mapping[
     else:
         verdict = policy.decide(flow)
         query = policy.decide(Flow(client, Protocol.DNS, None, DNS_PORT, flow.name, NameSource.DNS))
-    return Explained(flow, verdict, query, known)
+    return Explained(flow, verdict, query, known, _rules_by_address(policy, flow) if flow.destination is None else ())
+
+
+def _rules_by_address(policy: Policy, flow: Flow) -> list[str]:
+    client = policy.clients[flow.client]
+    rules = [rule for found in client.rules.values() for rule in found.rules if rule.by_address]
+    return list(dict.fromkeys(f"qubes {rule}" for rule in rules if rule.covers(flow.protocol.transport, flow.port)))
 
 
 def client_report(client: str, target: Target, found: Explained) -> list[str]:
     """The answer of `explain`."""
     verdict, words = found.verdict, in_a_word(found.verdict)
     lines = [f"{words}: {client} -> {target}", f"  reason:  {_with_reason(verdict)}"]
-    if isinstance(verdict, Allow) and verdict.rule:
-        lines.append(f"  rule:    {verdict.rule} ({verdict.where})")
+    if verdict.rule:
+        where = f" ({verdict.where})" if isinstance(verdict, Allow) and verdict.where else ""
+        lines.append(f"  rule:    {verdict.rule}{where}")
     if isinstance(verdict, Deny) and verdict.detail:
         lines.append(f"  detail:  {verdict.detail}")
     if words == "observe":
         lines.append("  mode:    observe: it is logged as refused, and let through")
+    if found.by_address:
+        more = ", ..." if len(found.by_address) > _SHOWN else ""
+        lines.append(f"  but:     by its address, these decide first: {'; '.join(found.by_address[:_SHOWN])}{more}")
     lines += _dns_lines(found)
+    if words != "allow" and verdict.reason is Reason.QUBES_RULE:
+        lines.append(f"  to allow it: change the rule in dom0 (qvm-firewall {client} list)")
     if words != "allow" and verdict.reason is Reason.NO_MATCH and found.flow.name is not None:
         transport = "/udp" if target.protocol.transport == "udp" else ""
         port = "" if target.port in (80, 443) and not transport else f":{target.port}{transport}"

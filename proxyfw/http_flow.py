@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from proxyfw.connection import Connection
 from proxyfw.core import http1
+from proxyfw.core.flow import Flow, NameSource
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.policy import Flow, NameSource
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Deny, Reason, Verdict, is_refused
 from proxyfw.edge.poller import Stream

@@ -1,14 +1,20 @@
 """From the files on disk to a policy, with every problem on the way. Opens no network, changes nothing."""
 
 import os.path
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from proxyfw.core.config import Config, check_profiles, parse_config
-from proxyfw.core.policy import Policy, build
+from proxyfw.core.address import IPAddress
+from proxyfw.core.clients import members
+from proxyfw.core.clientsfile import parse_clients
+from proxyfw.core.config import Config, check_addresses, check_profiles, parse_config
+from proxyfw.core.netvm import World
+from proxyfw.core.policy import ClientPolicy, Policy, build
 from proxyfw.core.problem import Problem, Where
 from proxyfw.core.profile import Library, Profile, link, parse_profile
+from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.edge import files
+from proxyfw.edge.qubesdb import on_qubes
 
 DEFAULTS = (Path("/rw/config/proxyfw/proxyfw.yaml"), Path("/etc/proxyfw/proxyfw.yaml"))
 """Where the configuration is looked for, in this order: on Qubes only /rw lasts."""
@@ -16,7 +22,10 @@ DEFAULTS = (Path("/rw/config/proxyfw/proxyfw.yaml"), Path("/etc/proxyfw/proxyfw.
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the files say. `policy` is None when any of the problems is an error; then the rest may be incomplete."""
+    """What the files say. `policy` is None when any of the problems is an error; then the rest may be incomplete.
+
+    `notes`: what a person should know of the clients as they are now.
+    """
 
     path: Path
     config: Config | None
@@ -24,6 +33,21 @@ class Loaded:
     profiles: dict[str, Profile]
     policy: Policy | None
     problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+    _grants: dict[tuple[str, ...], ClientPolicy] = field(default_factory=dict)
+
+    def within(self, world: World) -> "Loaded":
+        """The same files, in another world. The policy stays None where the files have an error."""
+        if self.config is None or self.library is None or not all(problem.warning for problem in self.problems):
+            return self
+        found, notes = members(self.config, self.library.profiles, world)
+        netvm = world.netvm
+        told = () if netvm is None else netvm.client_dns
+        upstream = self.config.upstream or _upstream(world)
+        policy = build(self.config, self.library, upstream, found, told, self._grants)
+        if netvm is not None:
+            notes = [*netvm.problems, *notes]
+        return replace(self, policy=policy, notes=notes)
 
 
 def default_config() -> Path:
@@ -31,8 +55,11 @@ def default_config() -> Path:
     return next((path for path in DEFAULTS if path.exists()), DEFAULTS[-1])
 
 
-def load(path: Path) -> Loaded:
-    """Reads the configuration and every profile, shipped ones first, then the user's."""
+def load(path: Path, world: World | None = None) -> Loaded:
+    """Reads the configuration and every profile, shipped ones first, then the user's.
+
+    `world`: what Qubes OS knows of the clients; None: nobody is there to tell.
+    """
     problems: list[Problem] = []
     config = _config(path, problems)
     folders = [path.absolute().parent / "profiles"]
@@ -41,16 +68,21 @@ def load(path: Path) -> Loaded:
     profiles, broken = load_profiles([files.shipped("profiles"), *folders], problems)
     library, linked = link(profiles, broken)
     problems += linked
-    policy = None
+    world = world or World()
     if config is not None:
         problems += check_profiles(config, {*profiles, *broken})
-        upstream = config.upstream or files.system_resolvers()
-        if not upstream:
+        if world.netvm is None and not on_qubes():
+            problems += check_addresses(config)
+        if not config.upstream and not _upstream(world):
             message = "no resolver is known: /etc/resolv.conf names none"
             problems.append(Problem(Where(str(path)), message, "write dns: {upstream: [10.139.1.1]}"))
-        if all(problem.warning for problem in problems):
-            policy = build(config, library, upstream)
-    return Loaded(path, config, library, profiles, policy, problems)
+    return Loaded(path, config, library, profiles, None, problems).within(world)
+
+
+def _upstream(world: World) -> tuple[tuple[IPAddress, int], ...]:
+    """The netvm's own resolvers, as Qubes OS tells them, else as resolv.conf has them."""
+    told = world.netvm.upstream if world.netvm is not None else ()
+    return tuple((address, DNS_PORT) for address in told) or files.system_resolvers()
 
 
 def load_profiles(folders: list[Path], problems: list[Problem]) -> tuple[dict[str, Profile], set[str]]:
@@ -92,4 +124,16 @@ def _config(path: Path, problems: list[Problem]) -> Config | None:
         return None
     config, noticed = parse_config(str(path), text)
     problems += noticed
-    return config
+    return _with_clients_file(config, path, problems) if config is not None and config.clients_file else config
+
+
+def _with_clients_file(config: Config, path: Path, problems: list[Problem]) -> Config:
+    file = path.absolute().parent / config.clients_file
+    try:
+        more, noticed = parse_clients(str(file), files.read(file), config.clients)
+    except files.FileError as error:
+        fix = "" if error.line else "write one line for each qube, its name and its profiles; or remove clients_file:"
+        problems.append(Problem(Where(str(file), error.line), str(error), fix))
+        return config
+    problems += noticed
+    return replace(config, clients={**config.clients, **more})

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.flow import Flow, Protocol
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.policy import Flow, Policy, Protocol
+from proxyfw.core.policy import Policy
 from proxyfw.core.verdict import Deny, Reason, in_a_word
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.nflog import Reported
@@ -27,8 +28,10 @@ def row_of(packet: Reported, policy: Policy, names: Callable[[str, IPAddress], S
         reason=reason,
     )
     told = names(row.client, packet.destination)
-    if told and packet.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN):
-        flow = Flow(row.client, Protocol(packet.protocol), packet.destination, packet.port)
+    by_name = told and packet.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN)
+    if by_name or reason == Reason.QUBES_RULE:
+        protocol = Protocol(packet.protocol) if packet.protocol in _PROTOCOLS else Protocol.OTHER
+        flow = Flow(row.client, protocol, packet.destination, packet.port, icmp_type=packet.icmp_type)
         flow, verdict = policy.decide_pinned(flow, told)
         if in_a_word(verdict) == row.verdict:  # else another policy is in force by now, or the pin is another
             row.name, row.name_source = flow.name or "", flow.name_source.value

@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.flow import Flow, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.pins import MIN_LIFE, Pin, Pins
 from proxyfw.core.policy import Policy
-from proxyfw.core.ruleset import USED_SETS, PinnedPort, open_ports, pinned_ports
-from proxyfw.edge.nft import Nft
+from proxyfw.core.ruleset import FLOWTABLE, USED_LIFE, USED_SETS, Pinned, PinnedHost, UsedPort, open_pinned, pinned
+from proxyfw.core.verdict import Allow
+from proxyfw.edge.conntrack import ConntrackError, Tracked, flows
+from proxyfw.edge.nft import Nft, NftError
 from proxyfw.edge.pinstore import PinStore
 
 SWEEP = 30.0  # seconds between two looks at what the kernel still uses, and what has run out
@@ -33,8 +36,8 @@ class PinKeeper:
         self._reader = reader  # for another thread
         self._store = store
         self._loop = loop
-        self._open: dict[str, dict[PinnedPort, float]] = {}  # by client; until when, on the loop's clock
-        self._planned: dict[str, dict[PinnedPort, float]] = {}  # the same of the latest `ports`
+        self._open: dict[str, dict[Pinned, float]] = {}  # by client; until when, on the loop's clock
+        self._planned: dict[str, dict[Pinned, float]] = {}  # the same of the latest `ports`
         self._saving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
@@ -68,16 +71,16 @@ class PinKeeper:
         """The client is about to be told these addresses. Raises TooManyOpen, NftError: then it must not be."""
         addresses = tuple(addresses)
         now = self._loop.time()
-        if self.policy.granted_udp(client, name):
-            self._open_ports(client, name, addresses, max(ttl, MIN_LIFE), now)
+        if self.policy.opens_by_pin(client, name):
+            self._open_pinned(client, name, addresses, max(ttl, MIN_LIFE), now)
         self.pins.learn(client, name, addresses, ttl, now)
         self._save_soon()
 
-    def _open_ports(
+    def _open_pinned(
         self, client: str, name: Hostname, addresses: tuple[IPAddress, ...], life: float, now: float
     ) -> None:
         opened = self._open.setdefault(client, {})
-        ports = list(pinned_ports(self.policy, client, name, addresses))
+        ports = list(pinned(self.policy, client, name, addresses))
         wanted = [port for port in ports if opened.get(port, 0.0) < now + life]
         if not wanted:
             return
@@ -87,10 +90,10 @@ class PinKeeper:
                     del held[port]
             if not self._has_room(opened, wanted):
                 raise TooManyOpen
-        self._nft.apply(open_ports(wanted, int(life + _SLACK)))
+        self._nft.apply(open_pinned(wanted, int(life + _SLACK)))
         opened.update(dict.fromkeys(wanted, now + life + _SLACK))
 
-    def _has_room(self, opened: dict[PinnedPort, float], wanted: list[PinnedPort]) -> bool:
+    def _has_room(self, opened: dict[Pinned, float], wanted: list[Pinned]) -> bool:
         more = sum(port not in opened for port in wanted)
         in_all = sum(map(len, self._open.values()))
         return len(opened) + more <= MAX_OPEN and in_all + more <= MAX_OPEN_IN_ALL
@@ -120,7 +123,7 @@ class PinKeeper:
         """How many live pins each client has."""
         return self.pins.count(self._loop.time())
 
-    def ports(self, policy: Policy) -> dict[PinnedPort, int]:
+    def ports(self, policy: Policy) -> dict[Pinned, int]:
         """What a new ruleset, for this policy, must have open from the start, and for how many seconds."""
         self._hear(self._nft.elements(USED_SETS))  # not the reader: the sweep's thread may be at it
         now = self._loop.time()
@@ -129,7 +132,7 @@ class PinKeeper:
         for pin in self.pins.all(now):
             opened = self._planned.setdefault(pin.client, {})
             until = max(pin.until, now + MIN_LIFE) + _SLACK
-            for port in pinned_ports(policy, pin.client, pin.name, (pin.address,)):
+            for port in pinned(policy, pin.client, pin.name, (pin.address,)):
                 if port in opened:
                     opened[port] = max(opened[port], until)
                 elif len(opened) < MAX_OPEN and in_all < MAX_OPEN_IN_ALL:
@@ -138,16 +141,25 @@ class PinKeeper:
         return {port: int(until - now) for opened in self._planned.values() for port, until in opened.items()}
 
     def replaced(self, policy: Policy) -> None:
-        """A new policy is in force, and its ruleset, with what `ports` gave: what it does not permit is forgotten."""
-        self.policy = policy
-        self.pins.keep(policy.may_resolve)
+        """A new policy is in force, and its ruleset, with what `ports` gave: what it does not permit is forgotten.
+
+        A client that is not there keeps its pins for when it is back: it has no other use of them, and who it is may
+        only not be known yet. One that is known by its address alone does not: it may be another qube next time.
+        """
+        before, self.policy = self.policy, policy
+        exact = {client.name for client in before.clients.values() if client.exact}
+
+        def keeps(client: str, name: Hostname) -> bool:
+            return policy.may_resolve(client, name) if client in policy.clients else client not in exact
+
+        self.pins.keep(keeps)
         self._open = self._planned
         self._save_soon()
 
-    def _hear(self, used: Iterable[tuple[IPAddress, IPAddress, int]]) -> None:
+    def _hear(self, used: Iterable[tuple[IPAddress, IPAddress, int, int]]) -> None:
         """What the kernel says is used, without us, lives on here as well."""
         now = self._loop.time()
-        for source, destination, seconds in used:
+        for source, destination, _, seconds in used:
             client = self.policy.client_at(str(source))
             if client is not None:
                 self.pins.extend(client, destination, now + seconds)
@@ -156,12 +168,49 @@ class PinKeeper:
         while True:
             await asyncio.sleep(SWEEP)
             try:
-                self._hear(await asyncio.to_thread(self._reader.elements, USED_SETS))
-            except (OSError, ValueError, KeyError) as error:  # what runs out early must not end the sweeping
+                await self._sweep_once()
+            except (OSError, ValueError, KeyError, NftError, ConntrackError) as error:
+                # What runs out early must not end the sweeping.
                 context = {"message": "the sets of the packet layer could not be read", "exception": error}
                 self._loop.call_exception_handler(context)
             self.pins.expire(self._loop.time())
             self._save_soon()
+
+    async def _sweep_once(self) -> None:
+        used, tables = await asyncio.to_thread(lambda: (self._reader.elements(USED_SETS), self._reader.tables()))
+        self._hear(used)
+        if FLOWTABLE in tables:
+            self._hold_carried(used, await flows([a for c in self.policy.clients.values() for a in c.addresses]))
+        self._renew_hosts()
+
+    def _hold_carried(self, used: Iterable[tuple[IPAddress, IPAddress, int, int]], tracked: Iterable[Tracked]) -> None:
+        """Packets in a flowtable pass by the sets: what the kernel tracks is in use, and what a pin opened stays so."""
+        fresh = {(source, destination, port) for source, destination, port, left in used if left > USED_LIFE / 2}
+        held = []
+        for flow in tracked:
+            client = self.policy.client_at(str(flow.source))
+            key = (flow.source, flow.destination, flow.port)
+            if flow.protocol == "udp" and client is not None and key not in fresh:
+                attempt = Flow(client, Protocol.UDP, flow.destination, flow.port)
+                names = self.names(client, flow.destination)
+                by_pin = isinstance(self.policy.decide_pinned(attempt, names)[1], Allow)
+                if by_pin and not isinstance(self.policy.decide(attempt), Allow):
+                    held.append(UsedPort(*key))
+        if held:
+            self._nft.apply(open_pinned(held, USED_LIFE))
+            self._hear((*key, USED_LIFE) for key in held)
+
+    def _renew_hosts(self) -> None:
+        """The addresses of hosts in Qubes firewall rules live on in the packet layer as long as their pins do here."""
+        now = self._loop.time()
+        for pin in self.pins.all(now):
+            if self.policy.rules_ask_for(pin.client, pin.name):
+                opened = self._open.setdefault(pin.client, {})
+                found = pinned(self.policy, pin.client, pin.name, (pin.address,))
+                late = [each for each in found if isinstance(each, PinnedHost) and opened.get(each, 0.0) < pin.until]
+                if late:
+                    self._nft.apply(open_pinned(late, int(pin.until - now + _SLACK)))
+                    opened.update(dict.fromkeys(late, pin.until + _SLACK))
 
     def _save_soon(self) -> None:
         if self._saving is None and not self._stopping.is_set():

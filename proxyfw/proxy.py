@@ -170,11 +170,10 @@ class Proxy:
 
 def _still_permitted(policy: Policy, entry: Entry) -> bool:
     verdict = policy.decide(entry.flow)
-    if isinstance(verdict, Allow) and verdict.reason is Reason.DOMAIN:
+    if isinstance(verdict, Allow) and verdict.by_name:
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.
-        by_name = entry.row.reason == Reason.DOMAIN
-        reached = policy.reachable(verdict, [_address(entry.row.destination)])
-        return (by_name and bool(reached)) or policy.observes(entry.flow.client)
+        reached = policy.reachable(entry.flow, verdict, [_address(entry.row.destination)])
+        return (entry.by_name and bool(reached)) or policy.observes(entry.flow.client)
     return not is_refused(verdict)
 
 

@@ -20,6 +20,7 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
     if status["reload_failed"]:
         lines.append("the latest reload was NOT taken; the last good policy is in force:")
         lines += [f"  {problem}" for problem in status["reload_failed"]]
+    lines += [f"note: {note}" for note in status["notes"]]
     lines.append(f"resolvers: {', '.join(status['resolvers'])}")
     lines += _relay_lines(status["relay"])
     lines.append(f"log: {log['file']}, {log['written']} rows written since the start, {log['lost']} lost")
@@ -31,10 +32,10 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
             f" (and {log['kernel_overruns']} overruns of the kernel's buffer)"
         )
     lines.append(f"connections accepted since the start: {status['accepted']}")
-    rows = [("client", "mode", "dns", "open", "pins", "look-ups", "address", "profiles")]
+    rows = [("client", "mode", "dns", "open", "pins", "look-ups", "rules", "address", "profiles")]
     rows += [
         (
-            *(c["name"], c["mode"], c["dns"], str(c["connections"]), str(c["pins"]), str(c["lookups"])),
+            *(c["name"], c["mode"], c["dns"], *(str(c[key]) for key in ("connections", "pins", "lookups", "rules"))),
             *(" ".join(c["addresses"]) or "-", " ".join(c["profiles"]) or "-"),
         )
         for c in status["clients"]

@@ -1,7 +1,7 @@
 """What happens to a connection, stage by stage: sniff, decide, resolve and dial, splice."""
 
 from proxyfw.connection import Connection
-from proxyfw.core.policy import Protocol
+from proxyfw.core.flow import Protocol
 from proxyfw.core.sniffed import Malformed, Named, NeedMore, Sniffed
 from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason
@@ -14,7 +14,7 @@ _CHUNK = 1 << 14
 
 async def serve(connection: Connection) -> None:
     """Serves one connection until its splice begins, or it ends."""
-    first = await first_words(connection) if connection.granted_by_pin() else b""
+    first = await first_words(connection) if connection.granted_unheard() else b""
     if first is None:
         return
     connection.arm_sniff()

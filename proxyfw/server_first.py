@@ -7,7 +7,7 @@ reaches the server.
 import asyncio
 
 from proxyfw.connection import SNIFF_DEADLINE, Connection
-from proxyfw.core.policy import Flow, Protocol
+from proxyfw.core.flow import Flow, Protocol
 from proxyfw.core.sniffed import Malformed, Nameless, NeedMore, NotMine, Sniffed
 from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason, is_refused

@@ -3,51 +3,47 @@
 import asyncio
 import gc
 import os
-import resource
 import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxyfw import __version__
+from proxyfw.core.address import IPAddress
 from proxyfw.core.config import Config
-from proxyfw.core.policy import DNS_PORT, Policy
-from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY4, RELAY6, RELAY_PORT, render
+from proxyfw.core.policy import Policy
+from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY_PORT
 from proxyfw.dnsrelay import DnsRelay
 from proxyfw.dnsserve import DnsServer
-from proxyfw.edge import files, routes
+from proxyfw.edge import routes
 from proxyfw.edge.control import Answer, Control
-from proxyfw.edge.dnssocket import DnsSocket
-from proxyfw.edge.listen import listen
 from proxyfw.edge.logdb import LogWriter
 from proxyfw.edge.nflog import Nflog, NflogError
-from proxyfw.edge.nft import Nft, NftError
+from proxyfw.edge.nft import Nft
+from proxyfw.edge.notify import notify, watchdog_interval
 from proxyfw.edge.pinstore import PinStore
 from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
-from proxyfw.edge.upstream import MAX_WAITING, Upstream
+from proxyfw.edge.upstream import Upstream
+from proxyfw.enforce import UNASKED, UNLOGGED, EnforceError, Enforcer
 from proxyfw.load import Loaded, load
 from proxyfw.logview import visible
 from proxyfw.packetlog import row_of
 from proxyfw.pinning import PinKeeper
-from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS, Proxy
+from proxyfw.proxy import Proxy
 from proxyfw.shared import Shared
+from proxyfw.sources import Sources, SourcesError, needs_names
+from proxyfw.startup import StartError, has, listening, open_dns, raise_descriptors
 
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
 PIN_FILE = "pins.sqlite"
-_UNLOGGED, _UNASKED = "unlogged", "queries_dropped"  # the counters of the packet layer
-SPARE_DESCRIPTORS = 256 + MAX_WAITING + 256  # our own, those of look-ups, and those of queries over TCP
-_FEW = 16  # connections, however low the limit of open files
 _GARBAGE = 20_000
-
-
-class StartError(Exception):
-    """The service cannot start; the message says why and what to do. What was in force stays in force."""
 
 
 @dataclass(slots=True)
@@ -67,26 +63,32 @@ class Service:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._nft = Nft()
+        self._enforcer = Enforcer(self._nft, say)
+        self._sources = Sources(say)
         self._nflog = Nflog(LOG_GROUP)
         self._poller = Poller()
-        self._counted = {_UNLOGGED: 0, _UNASKED: 0}  # of the tables before the present one
         self._stop = asyncio.Event()
-        self._reloading = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Answer]] = set()
+        self._changing = asyncio.Lock()
+        self._committed: frozenset[str] = frozenset()  # addresses whose rules are to be put in force
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self) -> None:
         """Starts everything in the order that never leaves a gap, and serves. Raises StartError."""
-        self._close_first()
-        loaded = load(self._path)
+        try:
+            self._enforcer.close_first()
+            await asyncio.to_thread(self._sources.start)
+        except (EnforceError, SourcesError) as error:
+            raise StartError(str(error)) from None
+        loaded = load(self._path, self._sources.world)
         if loaded.policy is None or loaded.config is None:
             raise StartError("\n".join(map(str, loaded.problems)))
-        for problem in loaded.problems:
-            say(str(problem))
+        for line in (*map(str, loaded.problems), *loaded.notes):
+            say(line)
         self._state = _State(loaded, loaded.config, time.time())
         loop = asyncio.get_running_loop()
-        families = [family for family in (socket.AF_INET, socket.AF_INET6) if _has(family)]
-        proxied, relayed = ([_listen(family, port) for family in families] for port in (PROXY_PORT, RELAY_PORT))
-        datagrams = [_open_dns(family) for family in families]
+        families = [family for family in (socket.AF_INET, socket.AF_INET6) if has(family)]
+        proxied, relayed = ([listening(family, port) for family in families] for port in (PROXY_PORT, RELAY_PORT))
+        datagrams = [open_dns(family) for family in families]
         self._start_log(loaded)
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
         self._pins = PinKeeper(loaded.policy, self._nft, Nft(), store, loop)
@@ -102,23 +104,52 @@ class Service:
         self._pins.start()
         resolver = Resolver(Upstream(loaded.policy.upstream, loop.time).ask, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log, self._pins)
-        self._proxy = Proxy(self._shared, _raise_descriptors())
+        self._proxy = Proxy(self._shared, raise_descriptors())
         self._proxy.start(proxied)
         self._relay = DnsRelay(self._shared)
         dns = DnsServer(self._relay, loop)
         await dns.start(datagrams, relayed)
-        loop.add_reader(self._nflog.fileno(), self._on_packets)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        self._follow(loop, loaded)
         gc.collect()
         gc.freeze()  # what is there now lives as long as the service
         gc.set_threshold(_GARBAGE)  # a connection leaves few cycles behind: look for them less often
         say(f"ready: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles, log in {self._log.path}")
+        notify("READY=1")
+        self._watchdog(loop, watchdog_interval(os.environ))
         await self._stop.wait()
+        notify("STOPPING=1")
         control.stop()
         await dns.stop()
         await self._end()
+
+    def _follow(self, loop: asyncio.AbstractEventLoop, loaded: Loaded) -> None:
+        """Hears from now on whatever can change what is in force, or is to be told."""
+        assert loaded.policy is not None
+        assert loaded.config is not None
+        loop.add_reader(self._nflog.fileno(), self._on_packets)
+        for number, action in (
+            (signal.SIGHUP, self._on_hangup),
+            (signal.SIGTERM, self._stop.set),
+            (signal.SIGINT, self._stop.set),
+        ):
+            loop.add_signal_handler(number, action)
+        self._enforcer.start(loop, self._on_lost)
+        self._enforcer.end_forwarded(_addresses(loaded.policy), loaded.policy, self._pins)
+        self._sources.follow(loop, self._on_world)
+        self._sources.want_names(needs_names(loaded.config))
+        netvm = self._sources.world.netvm
+        self._spawn(self._sources.handled(frozenset(map(str, netvm.rules if netvm is not None else ()))))
+
+    def _watchdog(self, loop: asyncio.AbstractEventLoop, interval: float | None) -> None:
+        """Tells systemd that the loop turns."""
+        if interval is not None:
+            notify("WATCHDOG=1")
+            loop.call_later(interval, self._watchdog, loop, interval)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _end(self) -> None:
         self._proxy.stop()
@@ -126,6 +157,8 @@ class Service:
         self._shared.pipes.close()
         self._poller.stop()
         self._nflog.stop()
+        self._enforcer.stop(asyncio.get_running_loop())
+        await self._sources.stop()
         await self._pins.stop()
         self._log.stop()
         say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")
@@ -140,21 +173,18 @@ class Service:
         return control
 
     def _enforce(self, loaded: Loaded, policy: Policy) -> None:
-        """Puts the packet layer in force."""
+        """Puts the packet layer in force for the first time."""
         try:
             routes.ensure(MARK, MASK)
             self._nflog.start()
             self._apply(loaded, policy)
-        except (routes.RoutesError, NflogError, NftError, OSError) as error:
-            raise StartError(f"the packet layer could not be set up: {error}") from None
+        except (routes.RoutesError, NflogError, EnforceError, OSError) as error:
+            raise StartError(str(error)) from None
 
-    def _close_first(self) -> None:
-        """Fail closed: from here on nothing passes that a former or the new policy does not allow."""
-        if not self._nft.has_table():
-            try:
-                self._nft.apply(files.read(files.shipped("iptables") / "fail-safe.nft"))
-            except (NftError, files.FileError) as error:
-                raise StartError(f"the fail-safe ruleset could not be loaded: {error}") from None
+    def _apply(self, loaded: Loaded, policy: Policy) -> None:
+        assert loaded.config is not None
+        own_rules = self._sources.world.netvm is not None
+        self._enforcer.apply(policy, loaded.config.downstream_group, self._pins, own_rules)
 
     def _start_log(self, loaded: Loaded) -> None:
         assert loaded.config is not None
@@ -167,43 +197,68 @@ class Service:
         if self._log.last_error:
             say(f"the log cannot be written now, and will be tried again: {self._log.last_error}")
 
-    def _apply(self, loaded: Loaded, policy: Policy) -> None:
-        assert loaded.config is not None
-        skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
-        counted = {name: self._count(name) for name in self._counted}  # the new table counts from 0 again
-        self._nft.apply(render(policy, skeleton, loaded.config.downstream_group, self._pins.ports(policy)))
-        self._counted = counted
-
-    def _count(self, name: str) -> int:
-        return self._counted[name] + self._nft.counter(name)
-
     def _on_hangup(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._reload())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._reload())
+
+    def _on_lost(self) -> None:
+        say("another program has taken rules of proxyfw away: they are put in force again")
+        self._spawn(self._renew(anyway=True))
+
+    def _on_world(self, committed: frozenset[str]) -> None:
+        self._committed |= committed
+        self._spawn(self._renew())
+
+    async def _renew(self, anyway: bool = False) -> None:
+        """Puts in force what Qubes OS knows now, with the files as they were last taken."""
+        async with self._changing:
+            now = self._state.loaded.within(self._sources.world)
+            assert now.policy is not None
+            committed, self._committed = self._committed, frozenset()
+            if anyway or committed or not _same(now.policy, self._shared.policy):
+                for note in now.notes:
+                    if note not in self._state.loaded.notes:
+                        say(note)
+                try:
+                    closed = self._take(now, now.policy)
+                except EnforceError as error:
+                    self._committed |= committed
+                    say(f"{error}; the last good policy stays in force")
+                    return
+                if closed:
+                    say(f"{closed} connections closed that are no longer permitted")
+        await self._sources.handled(committed)
 
     async def _reload(self) -> Answer:
         """Takes the new files, all of them or none: the last good policy stays until another one is in force."""
-        async with self._reloading:
-            loaded = await asyncio.to_thread(load, self._path)
+        async with self._changing:
+            read = await asyncio.to_thread(load, self._path, self._sources.world)
+            loaded = read.within(self._sources.world)  # it may be another by now
             told = [str(problem) for problem in loaded.problems]
             if loaded.policy is None or loaded.config is None:
                 return self._reload_failed(told)
             try:
-                self._apply(loaded, loaded.policy)
-            except (NftError, files.FileError) as error:
-                return self._reload_failed([*told, f"the packet layer could not be set up: {error}"])
-            self._state.loaded = loaded
-            if loaded.policy.upstream != self._shared.policy.upstream:
-                clock = self._poller.loop.time
-                self._shared.resolver = Resolver(Upstream(loaded.policy.upstream, clock).ask, clock)
-            self._pins.replaced(loaded.policy)
-            closed = self._proxy.rejudge(loaded.policy)
+                closed = self._take(loaded, loaded.policy)
+            except EnforceError as error:
+                return self._reload_failed([*told, str(error)])
+            self._sources.want_names(needs_names(loaded.config))
             self._state.reloaded, self._state.failed = time.time(), []
-            told += _needs_restart(self._state.started, loaded.config)
+            told += [*loaded.notes, *_needs_restart(self._state.started, loaded.config)]
             for line in (*told, f"reloaded: {len(loaded.policy.clients)} clients, {closed} connections closed"):
                 say(line)
             return {"ok": True, "problems": told, "closed": closed, "clients": len(loaded.policy.clients)}
+
+    def _take(self, loaded: Loaded, policy: Policy) -> int:
+        """Puts a policy in force, and ends what it forbids; how many proxied connections that were."""
+        before = self._shared.policy
+        self._apply(loaded, policy)
+        self._state.loaded = loaded
+        if policy.upstream != before.upstream:
+            clock = self._poller.loop.time
+            self._shared.resolver = Resolver(Upstream(policy.upstream, clock).ask, clock)
+        self._pins.replaced(policy)
+        closed = self._proxy.rejudge(policy)
+        self._enforcer.end_forwarded(_changed(before, policy), policy, self._pins)
+        return closed
 
     def _reload_failed(self, problems: list[str]) -> Answer:
         self._state.failed = problems
@@ -221,6 +276,8 @@ class Service:
             return await self._reload()
         if command == "status":
             return self._status()
+        if command == "world":
+            return {"ok": True, "world": self._sources.as_data()}
         if command.startswith("pins "):
             return self._pinned(command.removeprefix("pins "))
         return {"ok": False, "problems": [f"unknown command {command!r}"]}
@@ -245,20 +302,22 @@ class Service:
                 {
                     "name": client.name,
                     "addresses": [str(address) for address in client.addresses],
-                    "profiles": list(self._profiles_of(client.name)),
-                    "mode": "observe" if client.observe else "enforce",
-                    "dns": "all" if client.dns_all else "profile",
+                    "profiles": list(client.profiles),
+                    "mode": "qubes" if client.exact else "observe" if client.observe else "enforce",
+                    "dns": "all" if client.dns_all or client.exact else "profile",
+                    "rules": sum(len(rules.rules) for rules in client.rules.values()),
                     "connections": open_now.get(client.name, 0),
                     "pins": pins.get(client.name, 0),
                     "lookups": self._shared.looked_up[client.name],
                 }
                 for client in policy.clients.values()
             ],
+            "notes": [*self._state.loaded.notes, *self._sources.trouble],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
             "accepted": self._proxy.accepted,
             "relay": {
                 **asdict(self._relay.counts),
-                "dropped": self._relay.counts.dropped + self._count(_UNASKED),
+                "dropped": self._relay.counts.dropped + self._enforcer.count(UNASKED),
                 "pins_not_kept": self._pins.store_error,
             },
             "log": {
@@ -266,14 +325,25 @@ class Service:
                 "written": self._log.written,
                 "lost": self._log.dropped,
                 "error": self._log.last_error,
-                "packets_not_logged": self._count(_UNLOGGED),
+                "packets_not_logged": self._enforcer.count(UNLOGGED),
                 "kernel_overruns": self._nflog.lost,
             },
         }
 
-    def _profiles_of(self, client: str) -> tuple[str, ...]:
-        config: Any = self._state.loaded.config
-        return tuple(config.clients[client].profiles)
+
+def _addresses(policy: Policy) -> frozenset[IPAddress]:
+    return frozenset(address for client in policy.clients.values() for address in client.addresses)
+
+
+def _same(one: Policy, other: Policy) -> bool:
+    return (one.clients, one.upstream, one.client_dns) == (other.clients, other.upstream, other.client_dns)
+
+
+def _changed(before: Policy, now: Policy) -> frozenset[IPAddress]:
+    """The addresses that are another client's now, or of one to whom another policy applies."""
+    other = [name for name in {**before.clients, **now.clients} if before.clients.get(name) != now.clients.get(name)]
+    found = [policy.clients[name] for policy in (before, now) for name in other if name in policy.clients]
+    return frozenset(address for client in found for address in client.addresses)
 
 
 def say(text: str) -> None:
@@ -293,36 +363,3 @@ def _needs_restart(started: Config, now: Config) -> list[str]:
         )
         if getattr(started, attribute) != getattr(now, attribute)
     ]
-
-
-def _listen(family: socket.AddressFamily, port: int) -> socket.socket:
-    try:
-        return listen(family, port)
-    except OSError as error:
-        raise StartError(f"port {port} on loopback: {error.strerror}; is proxyfw running already?") from None
-
-
-def _open_dns(family: socket.AddressFamily) -> DnsSocket:
-    sock, address = DnsSocket(family), RELAY6 if family == socket.AF_INET6 else RELAY4
-    try:
-        sock.open(address)
-    except OSError as error:
-        fix = f"`ss -lunp sport = {DNS_PORT}` tells who has it; a resolver there must not listen on every address"
-        raise StartError(f"UDP port {DNS_PORT} at {address}: {error.strerror}; {fix}") from None
-    return sock
-
-
-def _has(family: socket.AddressFamily) -> bool:
-    """Whether the kernel has this family (IPv6 can be switched off)."""
-    try:
-        socket.socket(family, socket.SOCK_STREAM).close()
-    except OSError:
-        return False
-    return family == socket.AF_INET or Path("/proc/net/if_inet6").exists()
-
-
-def _raise_descriptors() -> int:
-    """Raises the limit of open files as far as it goes; how many connections that allows."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max(min(MAX_CONNECTIONS, (hard - SPARE_DESCRIPTORS) // DESCRIPTORS_EACH), _FEW)

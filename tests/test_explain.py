@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from proxyfw.core.clients import members
 from proxyfw.core.config import parse_config
+from proxyfw.core.netvm import World, read_netvm
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.target import parse_target
@@ -96,6 +98,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
         pytest.param("192.168.1.1:22", [
             "deny: work -> 192.168.1.1 port 22/tcp",
             "  reason:  private-address (the name is granted, but not at private addresses)",
+            "  rule:    home: nas.example:22",
             "  pins:    nas.example = 192.168.1.1 (for 30 s)",
         ], id="a private address"),
         pytest.param("140.82.112.3:22", [
@@ -151,3 +154,54 @@ def test_explain_of_what_observe_mode_lets_through() -> None:
     assert lines[0] == "observe: seen -> evil.example port 443/tcp"
     assert "  mode:    observe: it is logged as refused, and let through" in lines
     assert lines[-1].startswith('  to allow it: add "evil.example"')
+
+
+RULED = """\
+clients:
+  work: {profiles: [github], address: 10.137.0.11}
+dns: {upstream: [10.139.1.1]}
+"""
+RULES = ["action=drop dst4=192.0.2.0/24", "action=accept dsthost=mail.example proto=tcp dstports=25-25",
+         "action=drop dsthost=gist.github.com", "action=drop dst4=198.51.100.0/24 proto=udp"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        pytest.param("192.0.2.9:22", [
+            "deny: work -> 192.0.2.9 port 22/tcp",
+            "  reason:  qubes-rule (a Qubes firewall rule of this client says so)",
+            "  rule:    qubes 0000: action=drop dst4=192.0.2.0/24",
+            "  pins:    not known, as no service is running here",
+            "  to allow it: change the rule in dom0 (qvm-firewall work list)",
+        ], id="dropped by address"),
+        pytest.param("https://gist.github.com", [
+            "deny: work -> gist.github.com port 443/tcp",
+            "  reason:  qubes-rule (a Qubes firewall rule of this client says so)",
+            "  rule:    qubes 0002: action=drop dsthost=gist.github.com",
+            "  but:     by its address, these decide first: qubes 0000: action=drop dst4=192.0.2.0/24",
+            "  dns:     does not resolve: qubes-rule (a Qubes firewall rule of this client says so)",
+            "  pins:    not known, as no service is running here",
+            "  to allow it: change the rule in dom0 (qvm-firewall work list)",
+        ], id="a name that is dropped"),
+        pytest.param("mail.example:25", [
+            "allow: work -> mail.example port 25/tcp",
+            "  reason:  qubes-rule (a Qubes firewall rule of this client says so)",
+            "  rule:    qubes 0001: action=accept dsthost=mail.example proto=tcp dstports=25-25",
+            "  but:     by its address, these decide first: qubes 0000: action=drop dst4=192.0.2.0/24",
+            "  dns:     resolves: qubes-rule (a Qubes firewall rule of this client says so)",
+            "  pins:    not known, as no service is running here",
+        ], id="a name that is accepted"),
+    ],
+)  # fmt: skip
+def test_qubes_firewall_rules(target: str, lines: list[str]) -> None:
+    entries = {"/connected-ips": b"10.137.0.11", "/qubes-firewall/10.137.0.11": b""}
+    entries["/qubes-firewall/10.137.0.11/policy"] = b"drop"
+    entries |= {f"/qubes-firewall/10.137.0.11/{n:04}": rule.encode() for n, rule in enumerate(RULES)}
+    profile, config = parse_profile("github", "github.yaml", PROFILES["github"])[0], parse_config("c", RULED)[0]
+    assert profile is not None
+    assert config is not None
+    library, _ = link({"github": profile})
+    ruled = build(config, library, (), members(config, library.profiles, World(read_netvm(entries)))[0])
+    asked = parse_target(target)
+    assert client_report("work", asked, explain(ruled, "work", asked, None)) == lines

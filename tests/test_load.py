@@ -51,7 +51,7 @@ def test_a_good_folder(folder: Path) -> None:
     assert found.config is not None
     assert found.path == folder / "proxyfw.yaml"
     assert verdict(found, "mine.example") == Allow(
-        Reason.DOMAIN, "mine: mine.example", f"{folder}/profiles/mine.yaml:1"
+        Reason.DOMAIN, "mine: mine.example", f"{folder}/profiles/mine.yaml:1", by_name=True
     )
     assert isinstance(verdict(found, "github.com"), Allow)
     assert verdict(found, "evil.example") == Deny(Reason.NO_MATCH)
@@ -61,7 +61,7 @@ def test_a_users_profile_replaces_the_shipped_one_of_its_name(folder: Path) -> N
     (folder / "profiles" / "github.yaml").write_text("domains: [only.example]\n")
     found = loaded(folder)
     assert verdict(found, "only.example") == Allow(
-        Reason.DOMAIN, "github: only.example", f"{folder}/profiles/github.yaml:1"
+        Reason.DOMAIN, "github: only.example", f"{folder}/profiles/github.yaml:1", by_name=True
     )
     assert verdict(found, "github.com") == Deny(Reason.NO_MATCH)
 
@@ -227,3 +227,16 @@ def test_the_default_configuration_is_the_first_that_exists(folder: Path, monkey
     assert module.default_config() == there
     monkeypatch.setattr(module, "DEFAULTS", (absent, last))
     assert module.default_config() == last
+
+
+def test_a_clients_file_beside_the_configuration_adds_its_clients(folder: Path) -> None:
+    config = folder / "proxyfw.yaml"
+    config.write_text(config.read_text() + "clients_file: clients\n")
+    assert problems(folder)[0].startswith("clients: error: No such file or directory; write one line for each qube")
+    (folder / "clients").write_text("programming github pypi\n")
+    found = loaded(folder)
+    assert found.config is not None
+    assert found.config.clients["programming"].profiles == ("github", "pypi")
+    assert [str(problem).partition(": ")[0] for problem in found.problems] == [f"{folder}/clients:1"]  # no address
+    (folder / "clients").write_text("\nprogramming githib\n")
+    assert problems(folder)[0].startswith('clients:2: error: client "programming": no profile is named "githib"')

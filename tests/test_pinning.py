@@ -8,11 +8,15 @@ import pytest
 
 from proxyfw import pinning
 from proxyfw.core.address import IPAddress
+from proxyfw.core.clients import Member
 from proxyfw.core.config import parse_config
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.pins import MIN_LIFE
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.qubes_rules import parse_rules
+from proxyfw.core.ruleset import FLOWTABLE, PinnedHost
+from proxyfw.edge.conntrack import Tracked
 from proxyfw.edge.nft import NftError
 from proxyfw.edge.pinstore import PinStore
 from proxyfw.pinning import PinKeeper, TooManyOpen
@@ -40,16 +44,22 @@ class Packets:
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.used: list[tuple[IPAddress, IPAddress, int]] = []
+        self.used: list[tuple[IPAddress, IPAddress, int, int]] = []
         self.fails = False
+        self.flowtable = False
+        self.changed = asyncio.Event()
 
     def apply(self, text: str) -> None:
         if self.fails:
             raise NftError("no")
+        self.changed.set()
         self.told += [line.partition("{ ")[2].removesuffix(" }") for line in text.splitlines() if "timeout" in line]
 
-    def elements(self, _: object) -> list[tuple[IPAddress, IPAddress, int]]:
+    def elements(self, _: object) -> list[tuple[IPAddress, IPAddress, int, int]]:
         return self.used
+
+    def tables(self) -> frozenset[str]:
+        return frozenset({FLOWTABLE} if self.flowtable else ())
 
 
 class Time:
@@ -153,7 +163,10 @@ def test_a_new_ruleset_has_open_what_the_pins_say_and_what_the_kernel_still_uses
             pins.learn("work", MAIL, (FOUR,), 0)
             pins.learn("other", TIME, (FOUR,), 0)
             clock.now += 200
-            packets.used = [(ip_address("10.137.0.11"), FOUR, 3500), (ip_address("10.137.0.99"), FOUR, 3500)]
+            packets.used = [
+                (ip_address("10.137.0.11"), FOUR, 123, 3500),
+                (ip_address("10.137.0.99"), FOUR, 123, 3500),
+            ]
             ports = pins.ports(policy())
             assert {(str(port.client), port.port): seconds for port, seconds in ports.items()} == {
                 ("10.137.0.11", 123): 3560,
@@ -236,3 +249,67 @@ def test_the_next_run_takes_the_pins_up(tmp_path: Path) -> None:
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+def test_what_a_flowtable_carries_past_the_sets_stays_open_where_a_pin_opened_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, other = ip_address("10.137.0.11"), ip_address("10.137.0.12")
+    tracked = [
+        Tracked(work, FOUR, "udp", 123, None),
+        Tracked(work, FOUR, "udp", 124, None),  # no pattern names it
+        Tracked(work, FOUR, "tcp", 123, None),
+        Tracked(other, FOUR, "udp", 123, None),  # it was not told the address
+    ]
+
+    async def flows(_: object) -> list[Tracked]:
+        return tracked
+
+    monkeypatch.setattr(pinning, "flows", flows)
+    monkeypatch.setattr(pinning, "SWEEP", 0.0)
+
+    async def test() -> None:
+        packets = Packets()
+        packets.flowtable = True
+        pins = keeper(tmp_path, packets, asyncio.get_running_loop())
+        pins.learn("work", TIME, (FOUR,), 60)
+        packets.told.clear()
+        packets.changed.clear()
+        pins.start()
+        await asyncio.wait_for(packets.changed.wait(), 5)
+        assert packets.told[0] == "10.137.0.11 . 192.0.2.1 . 123 timeout 3600s"
+        assert set(packets.told) == {packets.told[0]}
+        assert [seconds > 3000 for _, seconds in pins.of("work")] == [True]
+        await pins.stop()
+
+    asyncio.run(test())
+
+
+def test_the_addresses_of_a_host_that_a_qubes_rule_names_stay_open_while_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "SWEEP", 0.0)
+    rules = parse_rules({"policy": "drop", "0000": "action=accept dsthost=vpn.example proto=udp"})
+    member = Member("work", addresses=(ip_address("10.137.0.11"),), rules={4: rules})
+    config, _ = parse_config("proxyfw.yaml", CONFIG)
+    assert config is not None
+    ruled = build(config, link({})[0], (), [member])
+
+    async def test() -> None:
+        packets = Packets()
+        store = PinStore(tmp_path / "pins.sqlite", asyncio.get_running_loop().time)
+        pins = PinKeeper(ruled, packets, packets, store, asyncio.get_running_loop())  # type: ignore[arg-type]
+        pins.learn("work", Hostname("vpn.example"), (FOUR, SIX), 60)
+        pins.learn("work", MAIL, (FOUR,), 60)
+        assert packets.told == ["192.0.2.1 timeout 360s"]
+        assert list(pins.ports(ruled)) == [PinnedHost("host-0-0a4", FOUR)]
+        packets.told.clear()
+        packets.changed.clear()
+        packets.used = [(ip_address("10.137.0.11"), FOUR, 51820, 3590)]
+        pins.start()
+        await asyncio.wait_for(packets.changed.wait(), 5)
+        assert [told.split()[0] for told in packets.told] == ["192.0.2.1"]
+        assert 3600 < int(packets.told[0].rpartition(" ")[2].rstrip("s")) <= 3660
+        await pins.stop()
+
+    asyncio.run(test())

@@ -32,6 +32,7 @@ STATUS: dict[str, Any] = {
     "config": "/etc/proxyfw/proxyfw.yaml",
     "reloaded": 0.0,
     "reload_failed": [],
+    "notes": [],
     "resolvers": ["10.139.1.1", "10.139.1.2"],
     "relay": {
         "queries": 20,
@@ -63,6 +64,7 @@ STATUS: dict[str, Any] = {
             "connections": 3,
             "pins": 5,
             "lookups": 4,
+            "rules": 3,
             "addresses": ["10.137.0.11"],
             "profiles": ["a", "b"],
         },
@@ -73,6 +75,7 @@ STATUS: dict[str, Any] = {
             "connections": 0,
             "pins": 0,
             "lookups": 0,
+            "rules": 0,
             "addresses": [],
             "profiles": [],
         },
@@ -88,9 +91,9 @@ def test_status() -> None:
         "relay: 20 queries: 9 answered from the cache, 4 looked up, 7 refused",
         "log: /var/lib/proxyfw/log.sqlite, 12 rows written since the start, 0 lost",
         "connections accepted since the start: 9",
-        "client      mode     dns      open  pins  look-ups  address      profiles",
-        "work        enforce  profile  3     5     4         10.137.0.11  a b",
-        "study-long  observe  all      0     0     0         -            -",
+        "client      mode     dns      open  pins  look-ups  rules  address      profiles",
+        "work        enforce  profile  3     5     4         3      10.137.0.11  a b",
+        "study-long  observe  all      0     0     0         0      -            -",
     ]
 
 

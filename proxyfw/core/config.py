@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 
 from yaml.nodes import MappingNode, Node
@@ -12,14 +12,18 @@ from proxyfw.core.problem import Problem, Where
 from proxyfw.core.yamltext import Document, Text, suggestion
 
 _LATER = {
-    "clients_file": "remove the line, and list the clients under clients:",
     "explicit": "remove the line",
     "upstream_proxy": "remove the line",
 }
-_KEYS = ("clients", "unlisted", "profiles", "dns", "log", "downstream_group", "state_dir")
+_KEYS = ("clients", "clients_file", "unlisted", "profiles", "dns", "log", "downstream_group", "state_dir")
 _CLIENT_KEYS = ("profiles", "mode", "address", "dns")
 
+TAG = "tag:"
+"""How a client begins that stands for every attached qube with a Qubes tag."""
+
+_TAG = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
+NAME_FIX = "write a letter, then letters, digits, -, _ and ., at most 31 characters in all"
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"([1-9][0-9]{0,5})([kMG]B|[KMG]iB)")
@@ -49,11 +53,16 @@ class Client:
 class Config:
     """proxyfw.yaml, checked.
 
-    `clients` in the order written. `upstream`: resolvers with their ports; empty: those of resolv.conf. `log_keep` in
-    seconds, `log_max_size` in bytes. `downstream_group`: the interface group of the client side.
+    `clients_file`: a path, from the folder of this file on. `clients` and, by Qubes tag, `tags` in the order written.
+    `unlisted_qubes`: whoever is attached and not listed gets what sys-firewall would give. `upstream`: resolvers with
+    their ports; empty: those of resolv.conf. `log_keep` in seconds, `log_max_size` in bytes. `downstream_group`: the
+    interface group of the client side.
     """
 
     clients: Mapping[str, Client]
+    clients_file: str = ""
+    tags: Mapping[str, Client] = field(default_factory=dict)
+    unlisted_qubes: bool = False
     profile_folders: tuple[str, ...] = ()
     upstream: tuple[tuple[IPAddress, int], ...] = ()
     log_keep: int = 30 * 86400
@@ -68,9 +77,12 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     fields = document.fields(document.root, _KEYS, _LATER)
     defaults = Config({})
     log = document.fields(fields.get("log"), ("keep", "max_size"))
-    _check_unlisted(document, fields.get("unlisted"))
+    clients = _clients(document, fields.get("clients"))
     config = Config(
-        clients=_clients(document, fields.get("clients")),
+        clients={name: client for name, client in clients.items() if not name.startswith(TAG)},
+        clients_file=_text(document, fields.get("clients_file")),
+        tags={name.removeprefix(TAG): client for name, client in clients.items() if name.startswith(TAG)},
+        unlisted_qubes=_chosen(document, fields.get("unlisted"), "unlisted", ("deny", "qubes")),
         profile_folders=tuple(
             text.value for text in document.texts(fields.get("profiles")) if _is_absolute(document, text)
         ),
@@ -82,7 +94,7 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     )
     if document.failed:
         return None, document.problems
-    if not config.clients:
+    if not (config.clients or config.clients_file or config.tags or config.unlisted_qubes):
         fix = "list the qubes under clients:, as in work: [github]"
         document.warn(document.where(document.root), "no client is listed: every connection is refused", fix)
     return config, document.problems
@@ -99,23 +111,39 @@ def check_profiles(config: Config, library_names: Collection[str]) -> list[Probl
     """The profiles that clients name and that do not exist, each an error at its line."""
     return [
         Problem(where, f'client "{client.name}": no profile is named "{profile}"', suggestion(profile, library_names))
-        for client in config.clients.values()
+        for client in (*config.clients.values(), *config.tags.values())
         for profile, where in zip(client.profiles, client.profiles_where, strict=True)
         if profile not in library_names
     ]
+
+
+def check_addresses(config: Config) -> list[Problem]:
+    """Outside Qubes OS: the clients that nobody could look up, each a warning at its line."""
+    message = "its address is looked up on Qubes OS alone: here the client stays refused"
+    return [
+        Problem(client.where, f'"{client.name}": {message}', "give address: [10.137.0.12]", warning=True)
+        for client in (*config.clients.values(), *config.tags.values())
+        if not client.addresses
+    ]
+
+
+def is_qube_name(text: str) -> bool:
+    """Whether Qubes OS lets a qube have this name."""
+    return bool(_QUBE.fullmatch(text))
 
 
 def _clients(document: Document, node: Node | None) -> dict[str, Client]:
     clients: dict[str, Client] = {}
     owners: dict[IPAddress, tuple[str, Where]] = {}
     for key, value in document.entries(node):
-        if key.value.startswith("tag:"):
-            document.error(
-                key.where, f'"{key.value}": clients by tag are not in this version', "list the qubes by name"
-            )
-        elif not _QUBE.fullmatch(key.value):
-            fix = "write a letter, then letters, digits, -, _ and ., at most 31 characters in all"
-            document.error(key.where, f'"{key.value}" is not the name of a qube', fix)
+        if key.value.startswith(TAG):
+            if not _TAG.fullmatch(key.value.removeprefix(TAG)):
+                fix = "write a letter, then letters, digits, - and _, as in tag:research"
+                document.error(key.where, f'"{key.value}" is not a Qubes tag', fix)
+            else:
+                clients[key.value] = _client(document, key, value, owners)
+        elif not is_qube_name(key.value):
+            document.error(key.where, f'"{key.value}" is not the name of a qube', NAME_FIX)
         else:
             clients[key.value] = _client(document, key, value, owners)
     return clients
@@ -139,9 +167,8 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
             continue
         owners[address] = (key.value, text.where)
         addresses.append(address)
-    if "address" not in fields or fields["address"].value == []:
-        message = "its address cannot be looked up in this version: the client stays refused"
-        document.warn(key.where, f'"{key.value}": {message}', "give address: [10.137.0.12]")
+    if key.value.startswith(TAG) and "address" in fields:
+        document.error(key.where, f'"{key.value}": a tag has no address', "remove address:, or list the qube by name")
     return Client(
         name=key.value,
         profiles=tuple(profile.value for profile in profiles),
@@ -184,16 +211,6 @@ def _chosen(document: Document, node: Node | None, key: str, choices: tuple[str,
     return text is not None and text.value == choices[1]
 
 
-def _check_unlisted(document: Document, node: Node | None) -> None:
-    unlisted = document.text(node)
-    if unlisted is None or unlisted.value == "deny":
-        return
-    if unlisted.value == "qubes":
-        document.error(unlisted.where, "unlisted: qubes is not in this version", "remove the line, or write deny")
-    else:
-        document.error(unlisted.where, f'unlisted "{unlisted.value}" does not exist', "write deny")
-
-
 def _upstream(document: Document, node: Node | None) -> tuple[tuple[IPAddress, int], ...]:
     if node is None:
         return ()
@@ -214,6 +231,11 @@ def _server(document: Document, text: Text) -> tuple[IPAddress, int] | None:
         document.error(text.where, f'"{text.value}" is not a DNS server\'s address', fix)
         return None
     return address, port
+
+
+def _text(document: Document, node: Node | None) -> str:
+    text = document.text(node)
+    return text.value if text else ""
 
 
 def _is_absolute(document: Document, text: Text) -> bool:

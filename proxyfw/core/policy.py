@@ -1,21 +1,21 @@
 """The decision, in one pure function: DESIGN section 2. The packet layer is rendered from the same data."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import NamedTuple
 
 from proxyfw.core.address import AddressKind, IPAddress, kind_of
+from proxyfw.core.clients import Member, members
 from proxyfw.core.config import Config
+from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.netvm import World
 from proxyfw.core.networks import NetworkTable
 from proxyfw.core.pattern import Index, Pattern
 from proxyfw.core.profile import Library, NetworkGrant
-from proxyfw.core.sniffed import Malformed
+from proxyfw.core.qubes_rules import DNS_PORT, Action, Attempt, Rule, RuleSet
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
 
-DNS_PORT = 53
 QUIC_PORT = 443
 
 CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com", "resolver.arpa"})
@@ -25,47 +25,6 @@ DNS over HTTPS in Firefox, iCloud Private Relay, and the discovery of designated
 _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 
 _BELOW_CANARIES = tuple(f".{canary}" for canary in CANARIES)
-
-
-class Protocol(StrEnum):
-    """What the flow speaks, as far as it is known."""
-
-    TLS = "tls"
-    HTTP = "http"
-    TCP = "tcp"
-    UDP = "udp"
-    ICMP = "icmp"
-    DNS = "dns"  # a query to the relay, over whatever it came
-
-    @property
-    def transport(self) -> str:
-        """tcp, udp, icmp or dns."""
-        return "tcp" if self in (Protocol.TLS, Protocol.HTTP) else self.value
-
-
-class NameSource(StrEnum):
-    """Where the name of a flow came from."""
-
-    NONE = ""
-    SNI = "sni"
-    HOST = "host"
-    DNS = "dns"  # the name of a query
-    PIN = "pin"  # learnt from an answer that the relay gave this client for this destination
-
-
-class Flow(NamedTuple):
-    """One attempt of a client to reach something. `destination` is None where only a name is asked about.
-
-    `broken`: what the client sent says nothing that could be judged.
-    """
-
-    client: str
-    protocol: Protocol
-    destination: IPAddress | None
-    port: int
-    name: Hostname | None = None
-    name_source: NameSource = NameSource.NONE
-    broken: Malformed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +43,37 @@ class ClientPolicy:
     """Those of the patterns that name a port."""
     dns_all: bool = False
     """Every name resolves, whether a profile grants it or not."""
+    rules: Mapping[int, RuleSet] = field(default_factory=dict)
+    """The Qubes firewall rules of its address, by IP version."""
+    exact: bool = False
+    """Not listed: it gets what its Qubes firewall rules say, the closing one included, and nothing else."""
+    profiles: tuple[str, ...] = ()
+
+    def rules_for(self, destination: IPAddress | None) -> RuleSet | None:
+        """The rules that judge a flow; where only a name is known, those of either version (a name is in both)."""
+        version = next(iter(self.rules), 4) if destination is None else destination.version
+        return self.rules.get(version)
 
 
 class Policy:
     """Everything needed to decide, immutable: a new configuration is a new Policy.
 
     `upstream`: the resolvers, address and port. The netvm's own addresses are not here, as they change without notice:
-    the packet layer refuses them (fib), and so does `edge.dial`.
+    the packet layer refuses them (fib), and so does `edge.dial`. `client_dns`: the resolvers that Qubes tells clients.
     """
 
     def __init__(
         self,
         clients: Iterable[ClientPolicy],
         upstream: tuple[tuple[IPAddress, int], ...],
+        client_dns: tuple[IPAddress, ...] = (),
     ) -> None:
         self.clients: Mapping[str, ClientPolicy] = {client.name: client for client in clients}
         self.upstream = upstream
+        self.client_dns = client_dns
+        self.resolvers = frozenset({*client_dns, *(address for address, _ in upstream)})
+        """What `specialtarget=dns` of a Qubes firewall rule stands for."""
+        self._places = {name: place for place, name in enumerate(self.clients)}
         self._by_address = {str(a): client.name for client in self.clients.values() for a in client.addresses}
         self._remembered = lru_cache(maxsize=_REMEMBERED)(self._verdict)
         self._kind = lru_cache(maxsize=_REMEMBERED)(self._kind_here)
@@ -109,6 +83,10 @@ class Policy:
     def client_at(self, address: str) -> str | None:
         """The client with this source address. On Qubes a source address cannot be spoofed between clients."""
         return self._by_address.get(address)
+
+    def place_of(self, client: str) -> int:
+        """Where this client stands among the clients, from 0."""
+        return self._places[client]
 
     def decide(self, flow: Flow) -> Verdict:
         """The verdict on a flow, by the order of DESIGN section 2. Fails closed: what nothing grants is denied."""
@@ -126,9 +104,10 @@ class Policy:
     def observed(self, client: str, deny: Deny) -> Deny:
         """The refusal as this client's mode has it. Rule 1 is the netvm's own safety: observe mode does not lift it.
 
-        Nor does it let a client leave for another resolver, where its names would not be seen.
+        Nor does it let a client leave for another resolver, where its names would not be seen, or past the Qubes
+        firewall, which knows no such mode.
         """
-        if self.observes(client) and deny.reason not in (Reason.INTERNAL_ADDRESS, Reason.CANARY):
+        if self.observes(client) and deny.reason not in (Reason.INTERNAL_ADDRESS, Reason.CANARY, Reason.QUBES_RULE):
             return replace(deny, observed=True)
         return deny
 
@@ -138,16 +117,32 @@ class Policy:
 
     def _decide(self, client: ClientPolicy, flow: Flow) -> Verdict:
         transport, destination = flow.protocol.transport, flow.destination
+        closed = _closed(client, destination)
+        if closed is not None:
+            return closed
         if flow.protocol is Protocol.DNS:
             return _decide_query(client, flow)
         if flow.port == DNS_PORT and transport in ("tcp", "udp"):
-            return Allow(Reason.RELAY)
+            told = destination in self.client_dns
+            if told or not client.exact:
+                return self._decide_dns_packet(client, flow)
+        by_rule = self._decide_by_rules(client, flow)
+        if destination is not None and self._kind(destination) is AddressKind.INTERNAL:
+            rules = client.rules_for(destination)
+            named = rules is not None and destination in rules.named()
+            return by_rule if named and by_rule is not None else Deny(Reason.INTERNAL_ADDRESS)
+        if by_rule is None and client.exact:
+            by_rule = _closing(client, destination)
+        if by_rule is not None:
+            return by_rule
         if destination is not None:
-            if self._kind(destination) is AddressKind.INTERNAL:
-                return Deny(Reason.INTERNAL_ADDRESS)
             grant = client.networks.find(destination, transport, flow.port)
             if grant is not None:
                 return Allow(Reason.NETWORK, _rule(grant), str(grant.where))
+        return self._decide_by_name(client, flow)
+
+    def _decide_by_name(self, client: ClientPolicy, flow: Flow) -> Verdict:
+        transport = flow.protocol.transport
         if flow.broken is not None:
             return Deny(flow.broken.reason, detail=flow.broken.detail)
         if flow.name is not None and flow.name_source is NameSource.PIN:
@@ -156,8 +151,48 @@ class Policy:
             return Deny(Reason.NO_NAME)
         pattern = client.patterns.find(flow.name, transport, flow.port)
         if pattern is not None:
-            return Allow(Reason.DOMAIN, _rule(pattern), str(pattern.where), pattern.profile in client.private)
+            private = pattern.profile in client.private
+            return Allow(Reason.DOMAIN, _rule(pattern), str(pattern.where), private, by_name=True)
         return Deny(Reason.NO_MATCH, detail=_other_ports(client, flow.name))
+
+    def _decide_by_rules(self, client: ClientPolicy, flow: Flow) -> Verdict | None:
+        """What the client's Qubes firewall rules say, less the closing one; None: none of them matches."""
+        rule = self._first_rule(client, flow, (flow.name,) if flow.name is not None else ())
+        if rule is None:
+            return None
+        words = f"qubes {rule}"
+        if rule.action is Action.DROP:
+            hidden = flow.broken if rule.host is not None else None
+            return Deny(Reason.QUBES_RULE, words, f"it may name this host: {hidden.detail}" if hidden else "")
+        # sys-firewall knows no private addresses: who is to have just its rules has them too.
+        by_name = rule.host is not None and _says_name(flow)
+        return Allow(Reason.QUBES_RULE, words, private=client.exact, by_name=by_name)
+
+    def _first_rule(self, client: ClientPolicy, flow: Flow, names: Collection[Hostname]) -> Rule | None:
+        """The first rule that decides. `names`: by which the flow is known; its pins, where it says none itself."""
+        rules = client.rules_for(flow.destination)
+        attempt = Attempt(flow.destination, flow.protocol.transport, flow.port, names, flow.icmp_type)
+        reached = _says_name(flow) or self.in_reach(Allow(Reason.QUBES_RULE, private=client.exact), flow.destination)
+        for rule in rules.rules if rules is not None else ():
+            if flow.broken is not None and rule.host is not None:
+                # It may name that host, for all that can be read of it: a drop holds, an accept does not.
+                if rule.action is Action.DROP and rule.covers(attempt.transport, flow.port):
+                    return rule
+            elif rule.matches(attempt, self.resolvers) and (rule.host is None or rule.action is Action.DROP or reached):
+                return rule
+        return None
+
+    def _decide_dns_packet(self, client: ClientPolicy, flow: Flow) -> Verdict:
+        """Where a packet to port 53 goes, whatever it asks for: rules by address may forbid it."""
+        rules = client.rules_for(flow.destination)
+        by_rule = self._decide_by_rules(client, flow._replace(name=None, broken=None))
+        if by_rule is None and client.exact:
+            by_rule = _closing(client, flow.destination)
+        if isinstance(by_rule, Deny):
+            return by_rule
+        if by_rule is not None and client.exact and rules is not None and not rules.hosts():
+            return by_rule  # the netvm's own DNAT takes it to the resolver, as there is no name to pin
+        return Allow(Reason.RELAY)
 
     def _decide_pinned(self, client: ClientPolicy, flow: Flow, name: Hostname) -> Verdict:
         """The client was told that the destination is this name's: that grants the ports that a pattern names."""
@@ -167,7 +202,7 @@ class Policy:
             reason = Reason.NO_NAME if client.patterns.find(name, transport, flow.port) else Reason.NO_MATCH
             return Deny(reason, detail=_other_ports(client, name))
         allow = Allow(Reason.PIN, _rule(pattern), str(pattern.where), pattern.profile in client.private)
-        if flow.destination is not None and not self.reachable(allow, (flow.destination,)):
+        if not self.in_reach(allow, flow.destination):
             return Deny(Reason.PRIVATE_ADDRESS, allow.rule)
         return allow
 
@@ -178,17 +213,49 @@ class Policy:
         told, so that the log says what to allow.
         """
         told = [flow._replace(name=name, name_source=NameSource.PIN) for name in names] or [flow]
+        client = self.clients.get(flow.client)
+        known = [each.name for each in told if each.name is not None]
+        rule = self._first_rule(client, flow, known) if client is not None else None
+        if rule is not None:
+            # Rules go in their own order, whatever the pins'. With the name that it asks for, decide finds it again.
+            named = next((each for each in told if each.name == rule.host), told[0])
+            return named, self.decide(named)
         verdicts = [(each, self.decide(each)) for each in told]
         return next((found for found in verdicts if isinstance(found[1], Allow)), verdicts[0])
 
-    def names_port(self, client: str, transport: str, port: int) -> bool:
-        """Whether any pattern of this client names this port, so that a pin may grant it."""
-        return client in self.clients and self.clients[client].by_pin.covers(transport, port)
+    def decide_told(self, flow: Flow, names: Iterable[Hostname]) -> Verdict:
+        """The verdict on a flow that names a host, to an address that the client was told for `names`.
+
+        Where it is dialled as the client aimed, what it says of its host is only a word: then a Qubes rule that drops
+        one of the names holds.
+        """
+        verdict = self.decide(flow)
+        if isinstance(verdict, Allow) and not verdict.by_name and _says_name(flow):
+            told = self.decide_pinned(flow._replace(name=None, name_source=NameSource.NONE), names)[1]
+            if isinstance(told, Deny) and told.reason is Reason.QUBES_RULE:
+                return told
+        return verdict
+
+    def grants_unheard(self, client: str, transport: str, port: int) -> bool:
+        """Whether anything may grant this port to this client before a word of it is heard: a pin, or a rule."""
+        own = self.clients.get(client)
+        if own is None:
+            return False
+        return own.by_pin.covers(transport, port) or any(rules.rules or own.exact for rules in own.rules.values())
 
     def granted_udp(self, client: str, name: Hostname) -> list[int]:
         """The UDP ports that patterns of this client name for this host name."""
         ports = self.clients[client].by_pin.ports_of(name) if client in self.clients else ()
         return [port.number for port in ports if port.transport == "udp"]
+
+    def opens_by_pin(self, client: str, name: Hostname) -> bool:
+        """Whether an answer for this name opens anything in the packet layer."""
+        return self.rules_ask_for(client, name) or bool(self.granted_udp(client, name))
+
+    def rules_ask_for(self, client: str, name: Hostname) -> bool:
+        """Whether a Qubes firewall rule of this client is about this host name."""
+        own = self.clients.get(client)
+        return own is not None and any(name in rules.hosts() for rules in own.rules.values())
 
     def may_resolve(self, client: str, name: Hostname) -> bool:
         """Whether the relay answers this client for this name."""
@@ -198,7 +265,7 @@ class Policy:
     def answerable(self, client: str, verdict: Verdict, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
         """Those of a name's addresses that an answer may give: what this client could reach at all (rebinding)."""
         own = self.clients[client]
-        private = own.observe or (isinstance(verdict, Allow) and verdict.private)
+        private = own.observe or own.exact or (isinstance(verdict, Allow) and verdict.private)
         kinds = [(address, self._kind(address)) for address in addresses]
         return tuple(
             address
@@ -206,10 +273,17 @@ class Policy:
             if kind is AddressKind.GLOBAL or (kind is AddressKind.PRIVATE and (private or address in own.networks))
         )
 
-    def reachable(self, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-        """Those of a name's addresses that the grant of this name reaches (rebinding, SSRF)."""
-        kinds = (AddressKind.GLOBAL, AddressKind.PRIVATE) if grant.private else (AddressKind.GLOBAL,)
-        return tuple([address for address in addresses if self._kind(address) in kinds])
+    def reachable(self, flow: Flow, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+        """Those of a name's addresses that its grant reaches (rebinding, SSRF), and that no Qubes rule drops."""
+        found = [address for address in addresses if self.in_reach(grant, address)]
+        if self.clients[flow.client].rules:
+            found = [each for each in found if not is_refused(self.decide(flow._replace(destination=each)))]
+        return tuple(found)
+
+    def in_reach(self, grant: Allow, address: IPAddress | None) -> bool:
+        """Whether a grant by name reaches this address of the name."""
+        kind = self._kind(address) if address is not None else AddressKind.GLOBAL
+        return kind is AddressKind.GLOBAL or (grant.private and kind is AddressKind.PRIVATE)
 
     def _kind_here(self, address: IPAddress) -> AddressKind:
         """Rule 1: what is INTERNAL, nothing reaches, neither by a name nor by a network."""
@@ -222,15 +296,41 @@ def _decide_query(client: ClientPolicy, flow: Flow) -> Verdict:
         return Deny(flow.broken.reason, detail=flow.broken.detail)
     if flow.name is None:
         return Deny(Reason.NO_NAME)
-    if flow.name in CANARIES or flow.name.endswith(_BELOW_CANARIES):
+    if not client.exact and (flow.name in CANARIES or flow.name.endswith(_BELOW_CANARIES)):
         return Deny(Reason.CANARY)
+    named = [rule for rules in client.rules.values() if (rule := rules.of_name(flow.name)) is not None]
+    accepted = next((rule for rule in named if rule.action is Action.ACCEPT), None)
+    if accepted is not None:
+        return Allow(Reason.QUBES_RULE, f"qubes {accepted}", private=client.exact)
+    if named:
+        return Deny(Reason.QUBES_RULE, f"qubes {named[0]}")
     found = client.patterns.find_all(flow.name)
     if found:
         private = any(pattern.profile in client.private for pattern in found)
         return Allow(Reason.DOMAIN, _rule(found[0]), str(found[0].where), private)
-    if client.dns_all:
+    if client.dns_all or client.exact:
         return Allow(Reason.DNS_ALL)
     return Deny(Reason.NO_MATCH)
+
+
+def _says_name(flow: Flow) -> bool:
+    """Whether the flow itself names a host."""
+    return flow.name is not None and flow.name_source is not NameSource.PIN
+
+
+def _closed(client: ClientPolicy, destination: IPAddress | None) -> Deny | None:
+    """Where the Qubes firewall rules cannot be read, nothing is permitted."""
+    rules = client.rules_for(destination)
+    if rules is None:
+        return Deny(Reason.QUBES_RULE, detail="no firewall rules are known") if client.exact else None
+    return Deny(Reason.QUBES_RULE, detail=rules.broken) if rules.broken else None
+
+
+def _closing(client: ClientPolicy, destination: IPAddress | None) -> Verdict:
+    rules = client.rules_for(destination)
+    words = f"qubes: the closing {rules.closing.value if rules else Action.DROP.value}"
+    accepts = rules is not None and rules.closing is Action.ACCEPT
+    return Allow(Reason.QUBES_RULE, words) if accepts else Deny(Reason.QUBES_RULE, words)
 
 
 def is_quic(transport: str, port: int) -> bool:
@@ -249,11 +349,22 @@ def _other_ports(client: ClientPolicy, name: Hostname) -> str:
     return f"granted on {', '.join(f'{p.number}/{p.transport}' for p in ports)}" if ports else ""
 
 
-def build(config: Config, library: Library, upstream: tuple[tuple[IPAddress, int], ...]) -> Policy:
-    """The policy of a checked configuration. `upstream` stands for `config.upstream` where that is empty."""
-    shared: dict[tuple[str, ...], ClientPolicy] = {}
+def build(
+    config: Config,
+    library: Library,
+    upstream: tuple[tuple[IPAddress, int], ...],
+    found: Iterable[Member] | None = None,
+    client_dns: tuple[IPAddress, ...] = (),
+    shared: dict[tuple[str, ...], ClientPolicy] | None = None,
+) -> Policy:
+    """The policy of a checked configuration. `upstream` stands for `config.upstream` where that is empty.
+
+    `found`: the clients as they are now; None: those of the configuration, outside Qubes OS. `shared`: what profiles
+    grant together, kept by the caller from one policy of the same library to the next, and added to.
+    """
+    shared = {} if shared is None else shared
     clients = []
-    for client in config.clients.values():
+    for client in members(config, library.profiles, World())[0] if found is None else found:
         base = shared.get(client.profiles)
         if base is None:
             base = shared[client.profiles] = _grants(client.profiles, library)
@@ -264,9 +375,12 @@ def build(config: Config, library: Library, upstream: tuple[tuple[IPAddress, int
                 addresses=client.addresses,
                 observe=client.observe,
                 dns_all=client.dns_all,
+                rules=client.rules,
+                exact=client.exact,
+                profiles=client.profiles,
             )
         )
-    return Policy(clients, config.upstream or upstream)
+    return Policy(clients, config.upstream or upstream, client_dns)
 
 
 def _grants(profiles: tuple[str, ...], library: Library) -> ClientPolicy:

@@ -9,10 +9,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, IPAddress, IPNetwork
+from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.pattern import Port
-from proxyfw.core.policy import DNS_PORT, QUIC_PORT, ClientPolicy, Flow, NameSource, Policy, Protocol
-from proxyfw.core.verdict import Allow
+from proxyfw.core.policy import QUIC_PORT, ClientPolicy, Policy
+from proxyfw.core.qubes_rules import DNS_PORT, Action, RuleSet
+from proxyfw.core.rulechains import REFUSE, dns_lines, host_sets, rule_lines
+from proxyfw.core.verdict import Allow, Reason
 
 PROXY_PORT = 3129
 """Where the proxy listens, on loopback. Fixed: the rules outlive the service, and a restarted one takes over."""
@@ -28,6 +31,15 @@ RELAY_PORT = 3130
 USED_SETS = ("used4", "used6")
 """The sets of pinned UDP ports by which a packet has gone lately: client, address, port."""
 
+INBOUND_SETS = ("inbound4", "inbound6", "pinged4", "pinged6")
+"""The sets of connections to clients, whose answers are let through."""
+
+USED_LIFE = 3600
+"""Seconds that these are held after the last packet; nft takes no variable there, so it also stands in the skeleton."""
+
+FLOWTABLE = "inet qubes-nat-accel"
+"""The table by which Qubes OS 4.3 lets the kernel forward flows past all rules, once they were let through."""
+
 LOG_GROUP = 28774
 """The NFLOG group of the refusals ("pf" in ASCII); nft takes no variable there, so it also stands in the skeleton."""
 
@@ -35,6 +47,11 @@ MARK, MASK = 0x10000000, 0x30000000
 """The packet mark that says "to the proxy", and the bits that proxyfw uses of it."""
 
 TABLE = "inet proxyfw"
+
+OURS = '"proxyfw"'
+"""The comment by which our rules in Qubes' tables are found."""
+
+_DNS_PACKET = f"meta l4proto {{ tcp, udp }} th dport {DNS_PORT}"
 
 
 class PinnedPort(NamedTuple):
@@ -44,39 +61,161 @@ class PinnedPort(NamedTuple):
     address: IPAddress
     port: int
 
+    def element(self, timeout: str = "") -> str:
+        """As an element of its set."""
+        return f"pins{self.address.version} {{ {self.client} . {self.address} . {self.port}{timeout} }}"
+
+
+class UsedPort(NamedTuple):
+    """The same, of a port by which packets go."""
+
+    client: IPAddress
+    address: IPAddress
+    port: int
+
+    def element(self, timeout: str = "") -> str:
+        """As an element of its set."""
+        return f"used{self.address.version} {{ {self.client} . {self.address} . {self.port}{timeout} }}"
+
+
+class PinnedHost(NamedTuple):
+    """An address that one client was told for a host of its Qubes firewall rules, and the set of that host."""
+
+    name: str
+    address: IPAddress
+
+    def element(self, timeout: str = "") -> str:
+        """As an element of its set."""
+        return f"{self.name} {{ {self.address}{timeout} }}"
+
+
+Pinned = PinnedPort | UsedPort | PinnedHost
+
 
 def render(
-    policy: Policy, skeleton: str, downstream_group: int, pinned: Mapping[PinnedPort, int] = MappingProxyType({})
+    policy: Policy,
+    skeleton: str,
+    downstream_group: int,
+    pinned: Mapping[Pinned, int] = MappingProxyType({}),
+    beside_qubes: bool = False,
 ) -> str:
     """The whole ruleset as one transaction that replaces the former one.
 
-    `pinned`: what is open by a pin, and for how many seconds still.
+    `pinned`: what is open by a pin, and for how many seconds still. `beside_qubes`: the tables of a Qubes netvm are in
+    force as well, and judge connections from outside to clients.
     """
     clients = list(policy.clients.values())
-    chains = [_chain(f"client-{number}", client, policy) for number, client in enumerate(clients)]
+    chains = [_chains(number, client, policy) for number, client in enumerate(clients)]
     # Put in here, as a definition would stay in libnftables' memory, and clash with the next one.
-    for variable, value in (("downstream", downstream_group), ("proxy_port", PROXY_PORT), ("relay_port", RELAY_PORT)):
+    for variable, value in (
+        ("downstream", downstream_group),
+        ("proxy_port", PROXY_PORT),
+        ("relay_port", RELAY_PORT),
+        ("from_outside", "accept" if beside_qubes else "drop"),
+    ):
         skeleton = skeleton.replace(f"${variable}", str(value))
     return "\n".join(
         [
             f"table {TABLE}",
             f"delete table {TABLE}",
-            skeleton,
             f"table {TABLE} {{",
             _set("never", (*INTERNAL, *EMBEDDING, *map(ip_network, policy.never))),
+            "}",
+            skeleton,
+            f"table {TABLE} {{",
             *chains,
             "}",
             *_elements(clients),
-            *(f"add element {TABLE} {_pin_element(port, seconds)}" for port, seconds in pinned.items()),
+            *(f"add element {TABLE} {pin.element(f' timeout {seconds}s')}" for pin, seconds in pinned.items()),
             "",
         ]
     )
 
 
-def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
-    """One client's packets, in the order of decision."""
-    lines = [f"{protocol} dport {DNS_PORT} goto to-relay" for protocol in ("udp", "tcp")]
+def beside_qubes(missing: Iterable[str], tables: Iterable[str]) -> str:
+    """The nftables text that makes room beside the tables of a Qubes netvm.
+
+    `missing`: families (ip, ip6) whose `qubes custom-input` does not accept yet what is redirected here, and only that.
+    `tables`: those of qubes-firewall, whose work is done here from now on.
+    """
+    accept = f"meta mark & {MASK:#x} == {MARK:#x} accept comment {OURS}"
+    return "\n".join(
+        [
+            *(f"insert rule {family} qubes custom-input {accept}" for family in missing),
+            *(f"delete table {table}" for table in tables),
+            "",
+        ]
+    )
+
+
+def _chains(number: int, client: ClientPolicy, policy: Policy) -> str:
+    """One client's packets, in the order of decision, and what its chain needs."""
+    texts = []
+    for version, rules in client.rules.items():
+        kind = "ipv4_addr" if version == 4 else "ipv6_addr"
+        for name, _, _ in host_sets(number, rules, version):
+            texts.append(f"\tset {name} {{ type {kind}; size 65535; flags timeout; }}")
+        for kind, lines in _rule_chains(number, client, policy, version, rules):
+            texts.append(_text(f"{kind}-{number}-{version}", lines))
+    texts.append(f"\t# {client.name}")
+    texts.append(_text(f"client-{number}", _client_lines(number, client, policy)))
+    return "\n".join(texts)
+
+
+def _rule_chains(
+    number: int, client: ClientPolicy, policy: Policy, version: int, rules: RuleSet
+) -> Iterator[tuple[str, list[str]]]:
+    """The chains that judge by Qubes firewall rules: all packets, those of DNS, and those to a named neighbour."""
+    by_relay = not client.exact or bool(rules.hosts())
+    accept = "goto forward-it" if rules.closing is Action.ACCEPT else REFUSE
+    everything = list(rule_lines(number, rules, version, policy.resolvers, "goto forward-it"))
+    dns = list(dns_lines(rules, version, policy.resolvers, "goto to-relay" if by_relay else "goto forward-it"))
+    if client.exact:
+        everything.append(accept)
+        dns.append("goto to-relay" if by_relay and rules.closing is Action.ACCEPT else accept)
+    yield "rules", everything
+    yield "dns", dns
+    if _neighbours(rules, version):
+        yield "within", list(rule_lines(number, rules, version, policy.resolvers, "goto forward-within"))
+
+
+def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str]:
+    lines = []
+    for version in (4, 6):
+        rules = client.rules.get(version)
+        if (rules is None and client.exact) or (rules is not None and rules.broken):
+            lines.append(f"meta nfproto ipv{version} {REFUSE}")
+        elif rules is not None:
+            lines += _dns_packets(number, client, policy, version, rules)
+    if not client.exact:
+        lines += [f"{protocol} dport {DNS_PORT} goto to-relay" for protocol in ("udp", "tcp")]
+    # Neighbours that a rule names go before rule 1; and after DNS, which no host rule takes past the relay.
+    for version, rules in client.rules.items():
+        neighbours = _neighbours(rules, version)
+        if neighbours:
+            lines.append(f"{_ip(version)} daddr {{ {', '.join(map(str, neighbours))} }} jump within-{number}-{version}")
     lines += ["ip daddr @never4 goto refuse-internal", "ip6 daddr @never6 goto refuse-internal"]
+    for version, rules in client.rules.items():
+        if rules.rules or client.exact:
+            lines.append(f"meta nfproto ipv{version} {'goto' if client.exact else 'jump'} rules-{number}-{version}")
+    return lines if client.exact else lines + _granted_lines(client)
+
+
+def _dns_packets(number: int, client: ClientPolicy, policy: Policy, version: int, rules: RuleSet) -> Iterator[str]:
+    told = ", ".join(str(address) for address in policy.client_dns if address.version == version)
+    if client.exact and told:
+        yield f"{_ip(version)} daddr {{ {told} }} {_DNS_PACKET} goto dns-{number}-{version}"
+    elif not client.exact and rules.rules:
+        yield f"meta nfproto ipv{version} {_DNS_PACKET} jump dns-{number}-{version}"
+
+
+def _neighbours(rules: RuleSet, version: int) -> list[IPAddress]:
+    return [address for address in rules.named() if address.version == version]
+
+
+def _granted_lines(client: ClientPolicy) -> list[str]:
+    """What the profiles grant, and the refusal of the rest."""
+    lines: list[str] = []
     by_port: dict[Port | None, list[IPNetwork]] = {}
     for grant in client.grants:
         by_port.setdefault(grant.port, []).append(grant.network)
@@ -90,41 +229,53 @@ def _chain(name: str, client: ClientPolicy, policy: Policy) -> str:
             match = f"{ip} saddr . {ip} daddr . udp dport"
             lines += [f"{match} @{kind}{version} goto pinned{version}" for kind in ("pins", "used")]
     if client.observe:
-        lines += [f"udp dport {QUIC_PORT} goto refuse-no-name", "goto observe-no-name"]
-    else:
-        lines.append("goto refuse-no-name")
+        return [*lines, f"udp dport {QUIC_PORT} goto refuse-no-name", "goto observe-no-name"]
+    return [*lines, "goto refuse-no-name"]
+
+
+def _text(name: str, lines: Iterable[str]) -> str:
     body = "\n".join(f"\t\t{line}" for line in lines)
-    return f"\t# {client.name}\n\tchain {name} {{\n{body}\n\t}}"
+    return f"\tchain {name} {{\n{body}\n\t}}"
 
 
-def pinned_ports(policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAddress]) -> Iterator[PinnedPort]:
-    """What an answer opens: the UDP ports that the client's patterns name for this host name, at these addresses.
+def pinned(policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAddress]) -> Iterator[Pinned]:
+    """What an answer opens at these addresses: the UDP ports that the client's patterns name for this host name, and
+    what its Qubes firewall rules say of the host.
 
-    Asked of `policy.decide`, as a port may be granted and this address of the name not.
+    Asked of the policy, as a port may be granted and this address of the name not.
     """
+    own = policy.clients.get(client)
+    if own is None:
+        return
     ports = policy.granted_udp(client, name)
-    for address in addresses if ports else ():
+    for address in addresses:
         for port in ports:
             flow = Flow(client, Protocol.UDP, address, port, name, NameSource.PIN)
-            if isinstance(policy.decide(flow), Allow):
-                same_family = (own for own in policy.clients[client].addresses if own.version == address.version)
-                yield from (PinnedPort(own, address, port) for own in same_family)
+            verdict = policy.decide(flow)
+            if isinstance(verdict, Allow) and verdict.reason is Reason.PIN:
+                same_family = (each for each in own.addresses if each.version == address.version)
+                yield from (PinnedPort(each, address, port) for each in same_family)
+        yield from _pinned_hosts(policy, own, name, address)
 
 
-def open_ports(ports: Iterable[PinnedPort], seconds: int) -> str:
+def _pinned_hosts(policy: Policy, client: ClientPolicy, name: Hostname, address: IPAddress) -> Iterator[PinnedHost]:
+    rules = client.rules.get(address.version)
+    if rules is None or name not in rules.hosts():
+        return
+    reached = policy.in_reach(Allow(Reason.QUBES_RULE, private=client.exact), address)
+    for name_of_set, host, action in host_sets(policy.place_of(client.name), rules, address.version):
+        if host == name and (reached or action is Action.DROP):
+            yield PinnedHost(name_of_set, address)
+
+
+def open_pinned(pins: Iterable[Pinned], seconds: int) -> str:
     """The nftables text that opens them, or gives them a new time-out. Added first, as none must be missing to be
     deleted; deleted, as a time-out cannot be changed."""
     lines = []
-    for port in ports:
-        bare = _pin_element(port)
-        lines += [f"add element {TABLE} {bare}", f"delete element {TABLE} {bare}"]
-        lines.append(f"add element {TABLE} {_pin_element(port, seconds)}")
+    for pin in pins:
+        lines += [f"add element {TABLE} {pin.element()}", f"delete element {TABLE} {pin.element()}"]
+        lines.append(f"add element {TABLE} {pin.element(f' timeout {seconds}s')}")
     return "\n".join(lines)
-
-
-def _pin_element(port: PinnedPort, seconds: int | None = None) -> str:
-    timeout = f" timeout {seconds}s" if seconds is not None else ""
-    return f"pins{port.address.version} {{ {port.client} . {port.address} . {port.port}{timeout} }}"
 
 
 def _elements(clients: Iterable[ClientPolicy]) -> list[str]:

@@ -1,7 +1,7 @@
 """The first bytes of a TCP connection: which protocol they are, and which host they name."""
 
 from proxyfw.core import http1, tls
-from proxyfw.core.policy import Protocol
+from proxyfw.core.flow import Protocol
 from proxyfw.core.sniffed import NotMine, Sniffed
 
 

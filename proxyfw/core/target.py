@@ -5,8 +5,8 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname, HostnameError, normalise
-from proxyfw.core.policy import Flow, NameSource, Protocol
 
 _SCHEMES = {
     "https": (443, Protocol.TLS),

@@ -12,6 +12,7 @@ class Reason(StrEnum):
     DOMAIN = "domain"  # a pattern of one of the client's profiles
     NETWORK = "network"  # a network of one of the client's profiles
     PIN = "pin"  # a pattern that names the port, and the client was told this address for the name
+    QUBES_RULE = "qubes-rule"  # a Qubes firewall rule of the client, which may also refuse
     RELAY = "relay"  # DNS goes to the relay, which decides by the name asked
     DNS_ALL = "dns-all"  # the client's `dns: all`: every name resolves
     # refused by the policy
@@ -42,13 +43,15 @@ class Reason(StrEnum):
 class Allow:
     """Permitted. `rule` says what granted it: `github: *.github.com`; `where`, the file and line that say so.
 
-    `private`: the grant by name reaches private addresses too.
+    `private`: the grant by name reaches private addresses too. `by_name`: it rests on SNI or Host, so that one of the
+    name's own addresses is dialled, and not just what the client aimed at.
     """
 
     reason: Reason
     rule: str = ""
     where: str = ""
     private: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class LabError(Exception):
 class Lab:
     """Starts everything, runs commands in clients, and takes everything away again.
 
-    `clients`: name to its part of proxyfw.yaml, without the address. `profiles`: further profiles, name to text.
+    `clients`: name to its part of proxyfw.yaml. `profiles`: further profiles, name to text.
     `sites`: names to addresses, each with a web server. `names`: further names that resolve, to any address.
     `addresses`: further ones of the internet, where nobody listens. `unlisted`: clients that are attached, and not in
     the configuration.
@@ -78,11 +78,11 @@ class Lab:
         self._folder.cleanup()
 
     def write_config(self, clients: dict[str, dict[str, Any]], **settings: Any) -> None:
-        """Writes proxyfw.yaml for these clients (JSON is YAML)."""
+        """Writes proxyfw.yaml for these clients (JSON is YAML). Who gives no `address` has its own."""
         known = self.network.clients
         config = {
             "clients": {
-                name: {**part, "address": [known[name].address4, known[name].address6]}
+                name: {"address": [known[name].address4, known[name].address6], **part}
                 for name, part in clients.items()
             },
             "dns": {"upstream": [RESOLVER]},

@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from proxyfw.core.policy import DNS_PORT
+from proxyfw.core.qubes_rules import DNS_PORT
 
 _IP_TRANSPARENT = 19  # linux/in.h
 _IPV6_TRANSPARENT = 75  # linux/in6.h

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.netlink import attribute, attributes, message, messages
 
 _NETLINK_NETFILTER = 12
 _NFNL_SUBSYS_ULOG = 4
@@ -30,13 +31,14 @@ _IPV6_EXTENSIONS = frozenset({0, 43, 60})  # hop-by-hop, routing, destination op
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """One packet, refused or let through. `port` is 0 where it has none, or is too broken to tell."""
+    """One packet, refused or let through. `port` is 0, `icmp_type` None, where it has none or is too broken to tell."""
 
     prefix: str
     source: IPAddress
     destination: IPAddress
     protocol: str
     port: int
+    icmp_type: int | None = None
 
 
 class NflogError(Exception):
@@ -55,9 +57,9 @@ class Nflog:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._sock.bind((0, 0))
-        self._configure(_attribute(_CFG_CMD, bytes([_CMD_BIND])))
-        self._configure(_attribute(_CFG_MODE, struct.pack("!IBx", _SNAP, _COPY_PACKET)))
-        self._configure(_attribute(_CFG_TIMEOUT, struct.pack("!I", _GATHER)))
+        self._configure(attribute(_CFG_CMD, bytes([_CMD_BIND])))
+        self._configure(attribute(_CFG_MODE, struct.pack("!IBx", _SNAP, _COPY_PACKET)))
+        self._configure(attribute(_CFG_TIMEOUT, struct.pack("!I", _GATHER)))
 
     def fileno(self) -> int:
         """The descriptor to wait for."""
@@ -87,10 +89,7 @@ class Nflog:
 
     def _configure(self, attribute: bytes) -> None:
         body = struct.pack("!BBH", socket.AF_UNSPEC, 0, self._group) + attribute
-        header = struct.pack(
-            "=IHHII", 16 + len(body), _NFNL_SUBSYS_ULOG << 8 | _MSG_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 0, 0
-        )
-        self._sock.send(header + body)
+        self._sock.send(message(_NFNL_SUBSYS_ULOG << 8 | _MSG_CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, body))
         # The kernel answers a request while it is being sent.
         for kind, answer in messages(self._sock.recv(65536)):
             if kind == _NLMSG_ERROR:
@@ -99,31 +98,14 @@ class Nflog:
                     raise NflogError(f"NFLOG group {self._group}: {errno.errorcode.get(code, code)}")
 
 
-def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The netlink messages of one datagram: type and body (RFC 3549 section 2.2)."""
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if length < 16 or at + length > len(data):
-            return
-        yield kind, data[at + 16 : at + length]
-        at += (length + 3) & ~3
-
-
 def parse(body: bytes) -> Reported | None:
     """The packet that a NFLOG message tells of; None where its IP header is not whole."""
     prefix, payload = "", b""
-    at = 4
-    while at + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, at)
-        if length < 4 or at + length > len(body):
-            break
-        value = body[at + 4 : at + length]
-        if kind & 0x7FFF == _ATTR_PREFIX:
+    for kind, value in attributes(body, 4):
+        if kind == _ATTR_PREFIX:
             prefix = value.rstrip(b"\0").decode("ascii", "replace")
-        elif kind & 0x7FFF == _ATTR_PAYLOAD:
+        elif kind == _ATTR_PAYLOAD:
             payload = value
-        at += (length + 3) & ~3
     return _packet(prefix, payload)
 
 
@@ -141,15 +123,11 @@ def _packet(prefix: str, packet: bytes) -> Reported | None:
         return None
     protocol = _PROTOCOLS.get(number, f"ip-{number}")
     port = int.from_bytes(transport[2:4]) if protocol in ("tcp", "udp") and len(transport) >= 4 else 0
-    return Reported(prefix, ipaddress.ip_address(source), ipaddress.ip_address(destination), protocol, port)
+    icmp_type = transport[0] if protocol == "icmp" and transport else None
+    return Reported(prefix, ipaddress.ip_address(source), ipaddress.ip_address(destination), protocol, port, icmp_type)
 
 
 def _skip_extensions(number: int, rest: bytes) -> tuple[int, bytes]:
     while number in _IPV6_EXTENSIONS and len(rest) >= 2:
         number, rest = rest[0], rest[(rest[1] + 1) * 8 :]
     return number, rest
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = 4 + len(value)
-    return struct.pack("=HH", length, kind) + value + b"\0" * (-length % 4)

@@ -35,16 +35,38 @@ class Nft:
         """Whether a table of proxyfw (its ruleset or the fail-safe) is in force."""
         return bool(self._kept().cmd(f"list table {TABLE}")[0] == 0)
 
-    def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int]]:
-        """What these sets of proxyfw's table hold, of elements of two addresses and a port: the addresses, and for how
-        many seconds still. A set that does not exist holds nothing.
+    def tables(self) -> frozenset[str]:
+        """Family and name of every table."""
+        items = [item["table"] for item in self._list("tables") if "table" in item]
+        return frozenset(f"{table['family']} {table['name']}" for table in items)
+
+    def comments(self, chain: str) -> list[str] | None:
+        """The comments of a chain's rules, "" for one without; None: there is no such chain. As in `ip qubes input`."""
+        items = self._list(f"chain {chain}")
+        if not any("chain" in item for item in items):
+            return None
+        return [item["rule"].get("comment", "") for item in items if "rule" in item]
+
+    def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int, int]]:
+        """What these sets of proxyfw's table hold, of elements of two addresses and a port: these, and for how many
+        seconds still. A set that does not exist holds nothing.
         """
         found = []
         for item in (item for name in names for item in self._list(f"set {TABLE} {name}")):
             for element in item.get("set", {}).get("elem", ()):
-                one, other, _ = element["elem"]["val"]["concat"]
-                found.append((ip_address(one), ip_address(other), int(element["elem"]["expires"])))
+                one, other, port = element["elem"]["val"]["concat"]
+                found.append((ip_address(one), ip_address(other), int(port), int(element["elem"]["expires"])))
         return found
+
+    def copy(self, names: Iterable[str]) -> str:
+        """The nftables text that adds what these sets of proxyfw's table hold, with the time that each has left."""
+        lines = []
+        for item in (item for name in names for item in self._list(f"set {TABLE} {name}")):
+            for element in item.get("set", {}).get("elem", ()):
+                key = " . ".join(map(str, element["elem"]["val"]["concat"]))
+                left = max(int(element["elem"]["expires"]), 1)
+                lines.append(f"add element {TABLE} {item['set']['name']} {{ {key} timeout {left}s }}\n")
+        return "".join(lines)
 
     def counter(self, name: str) -> int:
         """Packets of a named counter of proxyfw's table; 0 where there is none."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.core.config import Config, check_profiles, parse_config
+from proxyfw.core.config import Config, check_addresses, check_profiles, parse_config
 from proxyfw.core.problem import Problem, Where
 
 WHOLE = """\
@@ -86,15 +86,33 @@ def test_what_is_not_in_this_version_is_named_line_by_line() -> None:
     parsed, problems = parse_config("proxyfw.yaml", DESIGN)
     assert parsed is None
     assert [str(problem) for problem in problems] == [
-        'proxyfw.yaml:2: warning: "programming": its address cannot be looked up in this version: the client stays '
-        "refused; give address: [10.137.0.12]",
-        'proxyfw.yaml:8: error: "tag:research": clients by tag are not in this version; list the qubes by name',
-        "proxyfw.yaml:9: error: unlisted: qubes is not in this version; remove the line, or write deny",
-        'proxyfw.yaml:10: error: the key "clients_file" is not in this version; '
-        "remove the line, and list the clients under clients:",
         'proxyfw.yaml:13: error: the key "explicit" is not in this version; remove the line',
         'proxyfw.yaml:14: error: the key "upstream_proxy" is not in this version; remove the line',
     ]
+
+
+TAGS = """\
+clients:
+  "tag:research": [arxiv]
+  work: [github]
+  "tag:watched": {profiles: [github, pypi], mode: observe, dns: all}
+"""
+
+
+def test_clients_by_tag_stand_apart_from_those_by_name() -> None:
+    parsed, problems = parse_config("proxyfw.yaml", TAGS)
+    assert parsed is not None
+    assert problems == []
+    assert list(parsed.clients) == ["work"]
+    assert list(parsed.tags) == ["research", "watched"]
+    research, watched = parsed.tags.values()
+    assert (research.name, research.profiles, research.observe, research.where.line) == (
+        "tag:research", ("arxiv",), False, 2,
+    )  # fmt: skip
+    assert (watched.name, watched.profiles, watched.observe, watched.dns_all) == (
+        "tag:watched", ("github", "pypi"), True, True,
+    )  # fmt: skip
+    assert (watched.addresses, watched.where.line) == ((), 4)
 
 
 def test_defaults() -> None:
@@ -144,7 +162,10 @@ def test_a_client_in_the_short_form() -> None:
             ((ip_address("2001:db8::53"), 53), (ip_address("2001:db8::54"), 53)),
             id="IPv6 resolvers without a port",
         ),
-        pytest.param("unlisted: deny", "upstream", (), id="unlisted deny"),
+        pytest.param("clients_file: clients", "clients_file", "clients", id="a file of clients"),
+        pytest.param("unlisted: deny", "unlisted_qubes", False, id="unlisted deny"),
+        pytest.param("unlisted: qubes", "unlisted_qubes", True, id="unlisted qubes"),
+        pytest.param("", "unlisted_qubes", False, id="nothing said of the unlisted"),
     ],
 )
 def test_settings(lines: str, field: str, value: object) -> None:
@@ -158,9 +179,9 @@ def test_settings(lines: str, field: str, value: object) -> None:
     [
         pytest.param("client: {}", 'unknown key "client"', 'write "clients"', id="a key nearly right"),
         pytest.param("log: {keep: 30d}\nlog: {keep: 3d}", "stands twice", "the first is on line 2", id="a key twice"),
-        pytest.param("unlisted: allow", '"allow" does not exist', "write deny", id="unlisted allow"),
-        pytest.param("unlisted: qubes", "not in this version", "remove the line", id="unlisted qubes"),
-        pytest.param("clients_file: c", "not in this version", "under clients:", id="clients_file"),
+        pytest.param("unlisted: allow", '"allow" does not exist', "write deny or qubes", id="unlisted allow"),
+        pytest.param("unlisted: [qubes]", "this is a list", "one value", id="unlisted in brackets"),
+        pytest.param("clients_file: [c]", "this is a list", "one value", id="clients_file in brackets"),
         pytest.param("explicit: {port: 1}", "not in this version", "remove the line", id="explicit"),
         pytest.param("upstream_proxy: x", "not in this version", "remove the line", id="upstream_proxy"),
         pytest.param("profiles: /p", "a list is wanted, this is a string", "write [/p]", id="one folder"),
@@ -209,7 +230,23 @@ ADDRESS = "clients:\n  work:\n    profiles: [a]\n    address: "
         pytest.param("clients:\n\twork: [a]", 2, "not valid YAML", "spaces in place of tabs", id="a tab"),
         pytest.param("clients:\n", 1, "there is nothing here", "remove the key", id="clients with nothing"),
         pytest.param("clients: [work]", 1, "a mapping is wanted, this is a list", "key: value", id="clients as a list"),
-        pytest.param("clients:\n  'tag:x': [a]", 2, "by tag are not in this version", "by name", id="a tag"),
+        pytest.param("clients:\n  'tag:': [a]", 2, '"tag:" is not a Qubes tag', "as in tag:research", id="no tag"),
+        pytest.param(
+            "clients:\n  'tag:1x': [a]", 2, "not a Qubes tag", "a letter, then", id="a tag with a digit first"
+        ),
+        pytest.param("clients:\n  'tag: x': [a]", 2, "not a Qubes tag", "a letter, then", id="a tag with a space"),
+        pytest.param("clients:\n  'tag:x.y': [a]", 2, "not a Qubes tag", "a letter, then", id="a tag with a dot"),
+        pytest.param(
+            "clients:\n  'tag:x': {address: 10.0.0.1}", 2, "a tag has no address", "by name", id="a tag with an address"
+        ),
+        pytest.param(
+            "clients:\n  'tag:x': {address: []}",
+            2,
+            "a tag has no address",
+            "remove address:",
+            id="a tag with an empty list of addresses",
+        ),
+        pytest.param("clients:\n  'tag:x': [a]\n  'tag:x': [b]", 3, '"tag:x" stands twice', "line 2", id="a tag twice"),
         pytest.param("clients:\n  1work: [a]", 2, "not the name of a qube", "a letter, then", id="a digit first"),
         pytest.param("clients:\n  my work: [a]", 2, "not the name of a qube", "a letter, then", id="a space"),
         pytest.param("clients:\n  " + "a" * 32 + ": [a]", 2, "not the name", "at most 31", id="32 characters"),
@@ -264,13 +301,43 @@ def test_errors_in_the_clients_name_the_line_and_the_fix(text: str, line: int, m
     [
         pytest.param("clients: {}", 1, "no client is listed", "work: [github]", id="no client"),
         pytest.param("state_dir: /s", 1, "no client is listed", "work: [github]", id="no clients key"),
-        pytest.param("clients:\n  work: [a]", 2, "cannot be looked up", "address: [10.137.0.12]", id="short form"),
-        pytest.param("clients:\n  w: {profiles: [a]}", 2, "cannot be looked up", "address:", id="no address key"),
-        pytest.param("clients:\n  w: {address: []}", 2, "cannot be looked up", "address:", id="no address in the list"),
     ],
 )
 def test_warnings_name_the_line_and_the_fix(text: str, line: int, message: str, fix: str) -> None:
     check_one_problem(text, line, message, fix, warning=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("clients: {'tag:x': [a]}", id="a tag"),
+        pytest.param("unlisted: qubes", id="those that are not listed"),
+        pytest.param("clients_file: clients", id="a file of clients"),
+        pytest.param("clients: {work: [a]}", id="a client whose address is to be looked up"),
+        pytest.param("clients: {work: {profiles: [a], address: []}}", id="a client with an empty list of addresses"),
+    ],
+)
+def test_no_warning_where_somebody_may_connect(text: str) -> None:
+    parsed, problems = parse_config("proxyfw.yaml", text)
+    assert parsed is not None
+    assert problems == []
+
+
+def test_outside_qubes_os_clients_without_an_address_are_warned_of() -> None:
+    parsed = config("clients:\n  a: [x]\n  b: {address: 10.0.0.1}\n  c: {address: []}\n  'tag:d': [x]\n")
+    problems = check_addresses(parsed)
+    assert all(problem.warning and problem.fix == "give address: [10.137.0.12]" for problem in problems)
+    assert [(problem.where.line, problem.message) for problem in problems] == [
+        (2, '"a": its address is looked up on Qubes OS alone: here the client stays refused'),
+        (4, '"c": its address is looked up on Qubes OS alone: here the client stays refused'),
+        (5, '"tag:d": its address is looked up on Qubes OS alone: here the client stays refused'),
+    ]
+    assert check_addresses(config(CLIENT)) == []
+
+
+@pytest.mark.parametrize("tag", ["x", "_x", "Research-2", "a" * 64])
+def test_names_of_tags(tag: str) -> None:
+    assert list(config(f"clients:\n  'tag:{tag}': [a]\n").tags) == [tag]
 
 
 @pytest.mark.parametrize("name", ["work", "Work-2", "sys_net.x", "a" * 31, "no", "on"])
@@ -279,10 +346,11 @@ def test_names_of_qubes(name: str) -> None:
 
 
 def test_a_profile_that_a_client_names_and_that_does_not_exist() -> None:
-    parsed = config("clients:\n  work:\n    - github\n    - wikipdia\n  play: [zzz]\n")
+    parsed = config("clients:\n  work:\n    - github\n    - wikipdia\n  play: [zzz]\n  'tag:x': [pypi]\n")
     assert check_profiles(parsed, ["github", "wikipedia"]) == [
         Problem(Where("proxyfw.yaml", 4), 'client "work": no profile is named "wikipdia"', 'write "wikipedia"'),
         Problem(Where("proxyfw.yaml", 5), 'client "play": no profile is named "zzz"', "known: github, wikipedia"),
+        Problem(Where("proxyfw.yaml", 6), 'client "tag:x": no profile is named "pypi"', "known: github, wikipedia"),
     ]
 
 

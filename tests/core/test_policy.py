@@ -1,5 +1,6 @@
 """The decision, in the order of the design: internal addresses, networks by address, domains by name, refusal."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -71,10 +72,10 @@ def flow(client: str, protocol: str, destination: str | None, port: int, name: s
     return Flow(client, Protocol(protocol), address, port, normalise(name) if name else None, source)
 
 
-def domain(granted: str, private: bool = False) -> Allow:
+def domain(granted: str, private: bool = False, by_name: bool = True) -> Allow:
     """`granted`: the rule, and in brackets where it stands."""
     rule, _, where = granted.removesuffix(")").partition(" (")
-    return Allow(Reason.DOMAIN, rule, where, private)
+    return Allow(Reason.DOMAIN, rule, where, private, by_name)
 
 
 def network(granted: str) -> Allow:
@@ -229,7 +230,7 @@ def test_what_is_broken_is_refused_even_under_a_permitted_name() -> None:
 )  # fmt: skip
 def test_the_addresses_that_a_name_may_lead_to(private: bool, addresses: str, reached: str) -> None:
     grant = Allow(Reason.DOMAIN, private=private)
-    answer = POLICY.reachable(grant, map(ip_address, addresses.split()))
+    answer = POLICY.reachable(flow("work", "tls", None, 443), grant, map(ip_address, addresses.split()))
     assert answer == tuple(map(ip_address, reached.split()))
 
 
@@ -285,6 +286,8 @@ def query(client: str, name: str) -> Flow:
     ],
 )  # fmt: skip
 def test_which_names_resolve(asked: Flow, verdict: Verdict) -> None:
+    if isinstance(verdict, Allow):
+        verdict = replace(verdict, by_name=False)  # nothing is dialled
     assert DNS_POLICY.decide(asked) == verdict
     assert not asked.name or DNS_POLICY.may_resolve(asked.client, asked.name) != is_refused(verdict)
 

@@ -12,8 +12,9 @@ import pytest
 from proxyfw.core import ruleset
 from proxyfw.core.config import parse_config
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.policy import DNS_PORT, Policy, build
+from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.qubes_rules import DNS_PORT
 
 SKELETON = Path(__file__).parents[2] / "iptables" / "proxyfw.nft"
 
@@ -94,7 +95,7 @@ def test_pinned_udp_ports_go_before_the_refusal_where_a_pattern_names_one() -> N
 def test_an_answer_opens_the_udp_ports_of_its_name_for_each_address_of_the_client() -> None:
     work = policy(WORK, 'domains: [".ntp.example:123/udp", ".ntp.example:124/udp", "git.example:22", .example]\n')
     told = [ip_address(text) for text in ("192.0.2.1", "2001:db8::1")]
-    ports = list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), told))
+    ports = list(ruleset.pinned(work, "work", Hostname("a.ntp.example"), told))
     four, six = ip_address("10.137.0.11"), ip_address("fd09:24ef:4179::a89:b")
     assert ports == [
         (four, told[0], 123),
@@ -102,9 +103,9 @@ def test_an_answer_opens_the_udp_ports_of_its_name_for_each_address_of_the_clien
         (six, told[1], 123),
         (six, told[1], 124),
     ]
-    assert list(ruleset.pinned_ports(work, "work", Hostname("git.example"), told)) == []
-    assert list(ruleset.pinned_ports(work, "work", Hostname("a.ntp.example"), [ip_address("10.1.2.3")])) == []
-    assert ruleset.open_ports(ports[:1], 300).splitlines() == [
+    assert list(ruleset.pinned(work, "work", Hostname("git.example"), told)) == []
+    assert list(ruleset.pinned(work, "work", Hostname("a.ntp.example"), [ip_address("10.1.2.3")])) == []
+    assert ruleset.open_pinned(ports[:1], 300).splitlines() == [
         "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
         "delete element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
         "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 timeout 300s }",

@@ -1,4 +1,4 @@
-"""What the kernel reports of refused packets: netlink messages, attributes and packet headers, as bytes."""
+"""What the kernel reports of refused packets: attributes and packet headers, as bytes."""
 
 import struct
 from ipaddress import ip_address
@@ -7,12 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.edge.nflog import Reported, messages, parse
-
-
-def message(body: bytes, kind: int = 0x400) -> bytes:
-    """One netlink message with its padding."""
-    return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body + bytes(-len(body) % 4)
+from proxyfw.edge.nflog import Reported, parse
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -108,27 +103,6 @@ def test_a_message_without_a_whole_packet_tells_nothing(body: bytes) -> None:
     assert parse(body) is None
 
 
-@pytest.mark.parametrize(
-    ("data", "found"),
-    [
-        pytest.param(b"", [], id="nothing"),
-        pytest.param(message(b"abcd"), [(0x400, b"abcd")], id="one"),
-        pytest.param(message(b"abc") + message(b"", 2), [(0x400, b"abc"), (2, b"")], id="two, the first padded"),
-        pytest.param(message(b"abcd") + message(b"efgh")[:-1], [(0x400, b"abcd")], id="the second cut short"),
-        pytest.param(message(b"abcd") + bytes(15), [(0x400, b"abcd")], id="half a header at the end"),
-        pytest.param(struct.pack("=IHHII", 0, 2, 0, 0, 0), [], id="a length of zero"),
-        pytest.param(message(b"abc")[:19], [(0x400, b"abc")], id="the last without its padding"),
-    ],
-)
-def test_the_messages_of_a_datagram(data: bytes, found: list[tuple[int, bytes]]) -> None:
-    assert list(messages(data)) == found
-
-
-@given(st.lists(st.tuples(st.integers(0, 65535), st.binary(max_size=20)), max_size=5), st.binary(max_size=15))
-def test_messages_are_read_back(sent: list[tuple[int, bytes]], rest: bytes) -> None:
-    assert list(messages(b"".join(message(body, kind) for kind, body in sent) + rest)) == sent
-
-
 packets = st.binary(max_size=80) | st.builds(
     lambda start, protocol, rest: bytes([start]) + ipv4(protocol, rest)[1:], st.integers(0, 255), st.integers(0, 255),
     st.binary(max_size=60),
@@ -139,8 +113,3 @@ packets = st.binary(max_size=80) | st.builds(
 def test_any_report_is_read_or_none(body: bytes, cut: int) -> None:
     found = parse(body[: len(body) - cut])
     assert found is None or (0 <= found.port <= 65535 and found.protocol)
-
-
-@given(st.binary(max_size=100))
-def test_any_datagram_ends(data: bytes) -> None:
-    assert sum(16 + len(body) for _, body in messages(data)) <= len(data)

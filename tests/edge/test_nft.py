@@ -59,7 +59,7 @@ def add(to: str, *elements: str) -> str:
 
 def held(nft: Nft, *names: str) -> list[tuple[IPAddress, IPAddress]]:
     """Without the seconds."""
-    return [(one, other) for one, other, _ in nft.elements(names or ("open4",))]
+    return [(one, other) for one, other, _, _ in nft.elements(names or ("open4",))]
 
 
 def pair(text: str) -> tuple[IPAddress, IPAddress]:
@@ -147,7 +147,7 @@ def test_what_sets_hold_and_for_how_long(inside: Inside) -> None:
         six = "fd09:24ef:4179::a89:b . 2001:db8::1 . 123"
         nft.apply(add("open4", f"{ONE} timeout 60s") + add("open6", f"{six} timeout 2h") + add("used4", OTHER))
         found = nft.elements(("unheard-of", "open4", "open6", "used4"))
-        assert [(one, other) for one, other, _ in found] == [pair(ONE), pair(six), pair(OTHER)]
+        assert [(one, other) for one, other, _, _ in found] == [pair(ONE), pair(six), pair(OTHER)]
         # A second begins to run at once; what the set says of a timeout goes for those that bring none.
         for (*_, seconds), most in zip(found, (60, 7200, 3600), strict=True):
             assert most - 3 < seconds <= most
@@ -161,7 +161,7 @@ def test_an_element_of_less_than_a_second(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
         nft.apply(add("open4", f"{ONE} timeout 900ms"))
-        assert nft.elements(("open4",)) == [(*pair(ONE), 0)]
+        assert nft.elements(("open4",)) == [(*pair(ONE), 123, 0)]
 
     inside(test)
 

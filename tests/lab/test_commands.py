@@ -6,11 +6,12 @@ import subprocess
 
 import pytest
 
+from lab import world
 from lab.hellos import hello
 from lab.sockets import connect, read_all
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 
-COMMANDS = ["run", "check", "explain", "log", "status", "reload", "profiles", "demo"]
+COMMANDS = ["run", "check", "explain", "log", "status", "reload", "profiles", "qubes-policy", "demo"]
 FIELDS = [
     *("time", "client", "address", "protocol", "name", "name_source", "destination", "port", "verdict", "reason"),
     *("rule", "detail", "bytes_up", "bytes_down", "duration", "closed_by", "id"),
@@ -224,6 +225,27 @@ def test_status_counts_open_connections(lab):
     before = opened()
     with connect(lab, "noisy", ADDRESS_OF_EVIL, 443):
         assert opened() == before + 1
+
+
+def test_qubes_policy_is_for_the_configured_clients_alone(lab):
+    def told(*more):
+        return lab.ask("qubes-policy", "--netvm", "sys-proxyfw", *more).stdout.splitlines()
+
+    policy, commands = told("--policy"), told("--commands")
+
+    assert all(line.startswith(("#", "admin.")) for line in policy)
+    assert all(" sys-proxyfw " in line for line in policy if line.startswith("admin."))
+    assert {line.split()[0] for line in commands if line and line[0] != "#"} <= {"qvm-service", "qvm-tags", "qvm-prefs"}
+    assert "qvm-prefs work netvm sys-proxyfw" in commands
+    assert [line.split()[1] for line in commands if line.startswith("qvm-prefs")] == [*world.CLIENTS]
+    assert set(policy) | set(commands) <= set(told())
+
+
+def test_qubes_policy_asks_for_the_netvm_where_nobody_tells_it(lab):
+    done = lab.ask("qubes-policy")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "write --netvm NAME" in done.stderr
 
 
 def test_profiles_are_listed_and_shown(lab):

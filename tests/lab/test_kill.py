@@ -11,7 +11,7 @@ from lab.sockets import PATIENCE, Server, connect, echo, eventually, read_until
 from lab.world import OPEN4, OPEN6
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 from proxyfw.proxy import DESCRIPTORS_EACH
-from proxyfw.service import SPARE_DESCRIPTORS
+from proxyfw.startup import SPARE_DESCRIPTORS
 
 BOTH_ENDS = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 

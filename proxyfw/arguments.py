@@ -1,0 +1,143 @@
+"""What the command line takes, and its help."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from proxyfw import __version__
+
+_MAX_DIGITS = 9
+
+Command = Callable[[argparse.Namespace], int]
+
+_DESCRIPTION = """\
+proxyfw permits or refuses each connection of a Qubes OS qube by name (TLS SNI, HTTP Host), against that
+qube's profiles. Nothing is decrypted."""
+
+_EPILOG = """\
+From a refusal to an allowance:
+  proxyfw log --verdict deny --client work     what was refused, and why
+  proxyfw explain work https://example.org     what the policy says of it, and which line says so
+  ... add the name to a profile of the client, then:
+  proxyfw check && proxyfw reload
+
+Exit codes: 0 yes or done; 1 no (denied, errors found, not running); 2 the command could not be carried out."""
+
+
+def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """The parser. `commands`: what each command runs; it is in the result as `run`."""
+    parser = argparse.ArgumentParser(
+        "proxyfw", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"proxyfw {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, more: str = "") -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(
+            name, help=text, description=text, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(run=commands[name])
+        return sub
+
+    run = command("run", "run the service in the foreground (root)", _RUN_MORE)
+    check = command("check", "validate the configuration and every profile, offline", _CHECK_MORE)
+    explain = command("explain", "say what the policy decides, and which line decides it", _EXPLAIN_MORE)
+    log = command("log", "show the decisions", _LOG_MORE)
+    status = command("status", "show what the running service does")
+    reload = command("reload", "have the running service read its files anew (all of them, or nothing changes)")
+    profiles = command("profiles", "list the profiles, or show what one grants")
+    qubes = command("qubes-policy", "print what to do in dom0 for this configuration", _QUBES_MORE)
+    demo = command("demo", "show it at work in a network of namespaces (root)", _DEMO_MORE)
+
+    for sub in (run, check, explain, log, status, reload, profiles, qubes):
+        sub.add_argument(
+            "-c",
+            "--config",
+            metavar="FILE",
+            type=Path,
+            help="proxyfw.yaml (default: /rw/config/proxyfw/, /etc/proxyfw/)",
+        )
+    for sub in (check, explain, log, status, reload, profiles):
+        sub.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
+    explain.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
+    explain.add_argument(
+        "target", metavar="TARGET", type=_text, help="a URL, host, host:port, address:port or [IPv6]:port"
+    )
+    log.add_argument("--client", metavar="NAME", type=_text, help="of this client only")
+    log.add_argument("--verdict", choices=["allow", "deny", "observe"], help="of this verdict only")
+    log.add_argument("--name", metavar="HOST", type=_text, help="of this host name; * stands for any characters")
+    log.add_argument("--since", metavar="WHEN", type=_text, help="10m, 2h, 3d, today, or 2026-01-31 12:00")
+    log.add_argument(
+        "-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200, or all with --since; 0: all)"
+    )
+    log.add_argument("-f", "--follow", action="store_true", help="go on showing what is decided")
+    profiles.add_argument("name", metavar="NAME", type=_text, nargs="?", help="a profile")
+    qubes.add_argument(
+        "--netvm", metavar="NAME", type=_text, help="the name of this netvm, where Qubes OS does not say"
+    )
+    only = qubes.add_mutually_exclusive_group()
+    only.add_argument("--policy", action="store_true", help="only the policy file")
+    only.add_argument("--commands", action="store_true", help="only the commands")
+    demo.add_argument("--keep", action="store_true", help="leave it running, and say how to enter a client")
+    return parser
+
+
+_RUN_MORE = """\
+Everything starts closed: before the files are read, a fail-safe ruleset refuses all clients, unless rules of
+proxyfw are in force already. If the configuration has an error, the service ends with exit code 2, and
+whatever was in force stays. SIGHUP reloads, SIGTERM stops. After a stop, the packet layer stays in force:
+what addresses decide goes on, what names decide is refused."""
+
+_CHECK_MORE = """\
+The smallest configuration:
+  clients:
+    work:
+      profiles: [github, pypi]
+      address: [10.137.0.12]
+Profiles are the shipped ones (proxyfw profiles) and NAME.yaml files in a folder `profiles` beside the
+configuration; yours replaces a shipped one of the same name:
+  description: what works with it
+  domains:
+    - example.org          # exactly this name, ports 80 and 443
+    - "*.example.org"      # every name below it
+    - .example.net         # both
+  networks: ["192.0.2.0/24:22"]
+Exit codes: 0 valid (warnings may be shown), 1 errors."""
+
+_EXPLAIN_MORE = """\
+Examples:
+  proxyfw explain work https://api.github.com/meta
+  proxyfw explain work example.org:8443
+  proxyfw explain work github.com:22
+  proxyfw explain work 0.pool.ntp.org:123/udp
+  proxyfw explain work 192.0.2.7:22
+It asks the same function that decides for the service, with the files as they are now. From a running service it
+takes the pins: what this client was told of names and their addresses.
+Exit codes: 0 allowed, 1 denied, 2 the question could not be answered."""
+
+_LOG_MORE = """\
+Examples:
+  proxyfw log --verdict deny --since 10m
+  proxyfw log --client work --name '*.example.org' --json
+  proxyfw log -f"""
+
+_QUBES_MORE = """\
+It prints a script for a terminal of dom0, to be read before it is run there: a policy file, by which this netvm may
+ask for the names, addresses and tags of its clients and for nothing else, and the commands that make the qubes of
+this configuration its clients. Nothing of it is needed where every client has its address in the configuration."""
+
+_DEMO_MORE = """\
+Two clients, the netvm with proxyfw, and an internet with a resolver, TLS and HTTP servers, each in a network
+namespace of its own: the machine's own network is not touched. Real curls are made from each client."""
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+        raise argparse.ArgumentTypeError(f"a whole number of at most {_MAX_DIGITS} digits is wanted, 0 or more")
+    return int(text)
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError("this has characters that no name has")
+    return text

@@ -1,0 +1,51 @@
+"""A flow, as everything that decides sees it."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from proxyfw.core.address import IPAddress
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.sniffed import Malformed
+
+
+class Protocol(StrEnum):
+    """What the flow speaks, as far as it is known."""
+
+    TLS = "tls"
+    HTTP = "http"
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+    OTHER = "other"  # another protocol of IP: only addresses decide
+    DNS = "dns"  # a query to the relay, over whatever it came
+
+    @property
+    def transport(self) -> str:
+        """tcp, udp, icmp, other or dns."""
+        return "tcp" if self in (Protocol.TLS, Protocol.HTTP) else self.value
+
+
+class NameSource(StrEnum):
+    """Where the name of a flow came from."""
+
+    NONE = ""
+    SNI = "sni"
+    HOST = "host"
+    DNS = "dns"  # the name of a query
+    PIN = "pin"  # learnt from an answer that the relay gave this client for this destination
+
+
+class Flow(NamedTuple):
+    """One attempt of a client to reach something. `destination` is None where only a name is asked about.
+
+    `broken`: what the client sent says nothing that could be judged. `icmp_type`: of ICMP, where it is known.
+    """
+
+    client: str
+    protocol: Protocol
+    destination: IPAddress | None
+    port: int
+    name: Hostname | None = None
+    name_source: NameSource = NameSource.NONE
+    broken: Malformed | None = None
+    icmp_type: int | None = None

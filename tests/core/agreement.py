@@ -1,0 +1,77 @@
+"""What the packet layer has to do with a packet, told from `policy.decide` alone."""
+
+from collections.abc import Iterable
+
+from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.policy import Policy
+from proxyfw.core.qubes_rules import Attempt
+from proxyfw.core.sniffed import Malformed
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
+
+# The packet layer knows no names: to it, all of these are no-name.
+_UNSEEN = (Reason.NO_NAME, Reason.NO_MATCH, Reason.PRIVATE_ADDRESS)
+_REFUSALS = {Reason.QUBES_RULE: "refuse-qubes", Reason.INTERNAL_ADDRESS: "refuse-internal"}
+_REFUSALS |= dict.fromkeys(_UNSEEN, "refuse-no-name")
+_ANY = Allow(Reason.DOMAIN, private=True)  # it reaches whatever is not internal
+FORWARDED = frozenset({"forward-it", "forward-within", "pinned4", "pinned6"})
+
+
+def end_of(verdict: Verdict) -> str:
+    """Where the packet layer ends if it decides this verdict itself: a chain, or "forward" for each that forwards."""
+    if isinstance(verdict, Deny):
+        if verdict.observed:
+            return "observe-no-name" if verdict.reason in _UNSEEN else f"observed {verdict.reason}"
+        return _REFUSALS.get(verdict.reason, f"refused {verdict.reason}")
+    if verdict.reason is Reason.RELAY:
+        return "to-relay"
+    return "a name is dialled" if verdict.by_name else "forward"
+
+
+def said_in(flow: Flow, pins: Iterable[Hostname], hosts: Iterable[Hostname]) -> list[Flow]:
+    """All that a TCP connection may turn out to say, in the proxy: a name, none, or nothing that could be judged."""
+    names = [*hosts, *pins, Hostname("z.example")]
+    return [
+        flow,
+        *(flow._replace(protocol=Protocol.TLS, name=name, name_source=NameSource.SNI) for name in names),
+        *(flow._replace(protocol=Protocol.HTTP, name=name, name_source=NameSource.HOST) for name in names),
+        flow._replace(protocol=Protocol.TLS, broken=Malformed("two names", Reason.AMBIGUOUS)),
+    ]
+
+
+def wrong(policy: Policy, flow: Flow, pins: tuple[Hostname, ...], hosts: Iterable[Hostname], end: str) -> str:
+    """What is wrong with this end of the flow's packets in the packet layer; "": nothing."""
+    found = "forward" if end in FORWARDED else end
+    internal = not policy.in_reach(_ANY, flow.destination) and flow.destination not in policy.client_dns
+    if end == "forward-it" and internal:
+        return "forwarded to an internal address, which only forward-within does"
+    if found == "to-proxy":
+        return _wrongly_to_proxy(policy, flow, said_in(flow, pins, hosts))
+    if flow.protocol is not Protocol.TCP:
+        wanted = end_of(policy.decide_pinned(flow, pins)[1])
+        return "" if wanted == found else f"{end}, and decide_pinned says {wanted}"
+    # What is decided by the address must not depend on anything that would be said.
+    judged = [(said, policy.decide(said)) for said in said_in(flow, pins, hosts)]
+    judged.append(policy.decide_pinned(flow, pins))
+    return "; ".join(
+        f"{end}, and decide says {end_of(verdict)} of {said}" for said, verdict in judged if end_of(verdict) != found
+    )
+
+
+def _wrongly_to_proxy(policy: Policy, flow: Flow, all_said: Iterable[Flow]) -> str:
+    """TCP goes to the proxy only where the addresses alone decide nothing."""
+    if flow.protocol is not Protocol.TCP:
+        return "only TCP is for the proxy"
+    ends = {end_of(policy.decide(said)) for said in all_said}
+    if ends in ({"refuse-internal"}, {"to-relay"}):
+        return f"to the proxy, and it is {ends.pop()} whatever is said there"
+    rules = policy.clients[flow.client].rules_for(flow.destination)
+    for rule in rules.rules if rules is not None else ():
+        if rule.host is not None and rule.covers("tcp", flow.port):
+            return ""
+        if rule.host is None and rule.matches(Attempt(flow.destination, "tcp", flow.port), policy.resolvers):
+            return f"to the proxy, and rule {rule} decides"
+    unheard = policy.decide(flow)
+    if isinstance(unheard, Allow) or unheard.reason is not Reason.NO_NAME:
+        return f"to the proxy, and the address alone is {unheard}"
+    return ""
