@@ -4,7 +4,8 @@
 #   ./setup.sh demo        show it at work, in network namespaces of its own
 #   ./setup.sh test        run the whole test suite
 #   ./setup.sh install     only set up: the command is then .venv/bin/proxyfw
-#   ./setup.sh uninstall   take the private venv away again (system packages stay)
+#   ./setup.sh qubes       on Qubes OS, with sudo: put it into this netvm, or into this template, to start at boot
+#   ./setup.sh uninstall   take all of it away again (the configuration, the log and system packages stay)
 set -eu
 cd "$(dirname "$0")"
 venv=.venv
@@ -32,10 +33,10 @@ as_root() {
 packages() {
 	if command -v apt-get >/dev/null; then
 		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium
+		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium systemd shellcheck python3-jinja2
 	else
 		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium systemd ShellCheck python3-jinja2
 	fi
 }
 
@@ -83,7 +84,8 @@ system_python() {
 install_venv() {
 	python=$(system_python)
 	lock=$1
-	if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+	# Where the system's Python has become another one, its packages are looked for in a folder that is not there.
+	if ! "$venv/bin/python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("purelib"))' 2>/dev/null; then
 		say "making a private Python environment in $venv"
 		rm -rf "$venv"
 		"$python" -m venv --system-site-packages "$venv"
@@ -122,8 +124,21 @@ install)
 	install_venv requirements.lock
 	say "done: $venv/bin/proxyfw --help"
 	;;
+qubes)
+	if [ "$(id -u)" != 0 ]; then
+		say "root is needed to put proxyfw into this qube"
+		as_root "./$(basename "$0")" qubes
+		exit
+	fi
+	. qubes/install.sh
+	qubes_install
+	;;
 uninstall)
 	rm -rf "$venv"
+	if command -v qubesdb-read >/dev/null; then
+		as_root sh qubes/uninstall.sh
+		exit
+	fi
 	say "$venv is gone. Rules that a running proxyfw left stay in force; to take them away:"
 	say "  nft delete table inet proxyfw; for f in -4 -6; do ip \$f rule del priority 7300; ip \$f route flush table 7300; done"
 	say "The log and the pins stay in its state_dir (/var/lib/proxyfw)."
