@@ -150,7 +150,16 @@ first_config() {
 	mkdir -p "$1"
 	if [ ! -e "$1/proxyfw.yaml" ]; then
 		install -m 644 qubes/proxyfw.yaml "$1/proxyfw.yaml"
-		say "a first configuration: $1/proxyfw.yaml. It lists no client yet: all are refused"
+		if [ -f "$dynamic_firewall/clients" ]; then
+			sed -i 's,^clients: {}$,clients_file: /rw/dynamic-firewall/clients,' "$1/proxyfw.yaml"
+			say "a first configuration: $1/proxyfw.yaml, with the clients of /rw/dynamic-firewall/clients"
+		else
+			say "a first configuration: $1/proxyfw.yaml. It lists no client yet: all are refused"
+		fi
+	fi
+	if grep -qs dynamic-firewall/install.sh "$app_rc_local" || [ -e "$dynamic_failsafe" ]; then
+		say "WARNING: dynamic-firewall is started here too, and would refuse what it does not know: take its line out of"
+		say "WARNING: /rw/config/rc.local and its link out of /rw/config/qubes-firewall.d, then start this netvm anew"
 	fi
 }
 

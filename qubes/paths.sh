@@ -24,6 +24,10 @@ app_binds=$root/rw/config/qubes-bind-dirs.d/50_proxyfw.conf
 app_unit=$root/run/systemd/system/proxyfw.service
 boot_line="[ ! -x /rw/proxyfw/proxyfw-boot ] || /rw/proxyfw/proxyfw-boot  # proxyfw"
 
+# Another firewall that may have been here before.
+dynamic_firewall=$root/rw/dynamic-firewall
+dynamic_failsafe=$root/rw/config/qubes-firewall.d/01-dynamic-firewall-failsafe.nft
+
 services=$root/run/qubes-service
 
 # A user of the qube's, for the service alone.

@@ -242,8 +242,6 @@ def build(layer: Path, source: Path, wheels: Path, qubesdb: Path) -> None:
         _write(layer / name, text, 0o755)
     modules = Path(nftables.__file__).parents[1].relative_to("/")
     shutil.copytree(qubesdb, layer / modules / "qubesdb", ignore=shutil.ignore_patterns("__pycache__"))
-    socket = "[Service]\nEnvironment=QUBESDB_SOCKET=/run/qubes/qubesdb.sock\n"
-    _write(layer / "usr/lib/systemd/system/proxyfw.service.d/double.conf", socket)
     _write(layer / "usr/share/qubes/marker-vm", "4.3\n")
     _write(layer / "etc/qubes/qubes.nft", NFT)
     _write(layer / "etc/group", Path("/etc/group").read_text() + "qubes:x:98:\n")

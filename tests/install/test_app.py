@@ -1,5 +1,6 @@
 """`./setup.sh qubes` in an AppVM netvm: the service in place of qubes-firewall, at once and after each boot."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -244,3 +245,36 @@ def test_where_the_service_qubes_firewall_is_off_the_missing_fail_safe_is_told(b
     assert "no fail-safe ruleset was loaded at boot" in netvm.said("qubes-misc-post")
     assert "no fail-safe ruleset was loaded at boot" in netvm.machine.console
     assert netvm.reaches(OTHER) != "hello"
+
+
+DYNAMIC_CLIENTS = """\
+# qube-name       profiles
+programming       github  pypi
+studying          wikipedia
+"""
+
+
+def with_dynamic_firewall(upper: Path) -> None:
+    """The netvm of a user of dynamic-firewall, with the clients of its documentation."""
+    folder = upper / "rw/dynamic-firewall"
+    folder.mkdir(parents=True)
+    (folder / "clients").write_text(DYNAMIC_CLIENTS)
+    (upper / "rw/config").mkdir(exist_ok=True)
+    (upper / "rw/config/rc.local").write_text("#!/bin/sh\n/rw/dynamic-firewall/install.sh\n")
+
+
+def test_the_clients_of_dynamic_firewall_are_taken_over_as_they_are(boot):
+    netvm = boot("dynamic", prepare=with_dynamic_firewall)
+
+    told = netvm.setup("qubes")
+
+    assert "dynamic-firewall is started here too" in told
+    assert netvm.read("/rw/dynamic-firewall/clients") + "\n" == DYNAMIC_CLIENTS
+    clients = json.loads(netvm.run("proxyfw", "status", "--json").stdout)["clients"]
+    assert {client["name"]: client["profiles"] for client in clients} == {
+        "programming": ["github", "pypi"],
+        "studying": ["wikipedia"],
+    }
+    allowed = netvm.run("proxyfw", "explain", "programming", "https://pypi.org").stdout
+    assert allowed.startswith("allow: programming -> pypi.org port 443/tcp")
+    assert "qvm-tags studying add proxyfw" in netvm.run("proxyfw", "qubes-policy").stdout.splitlines()

@@ -1,5 +1,5 @@
 """Qubes' Python module `qubesdb`, as far as its behaviour goes (python/qubesdb.c and client/qdb-client.c of
-qubes-core-qubesdb), over the socket that the environment variable QUBESDB_SOCKET names.
+qubes-core-qubesdb), over the socket that the environment variable QUBESDB_SOCKET names, else where Qubes OS has it.
 
 Kept on purpose: notices that come inside a command's response wait in the handle, the newest first; the daemon's end
 is seen as DisconnectedError; the next command then connects anew, and its watches are gone.
@@ -110,7 +110,7 @@ class QubesDB:
             self._sock.close()
 
     def _path(self) -> str:
-        return os.environ["QUBESDB_SOCKET"]
+        return os.environ.get("QUBESDB_SOCKET", "/run/qubes/qubesdb.sock")
 
     def _connect(self) -> None:
         sock = socket.socket(socket.AF_UNIX)
