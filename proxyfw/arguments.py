@@ -16,11 +16,12 @@ qube's profiles. Nothing is decrypted."""
 
 _EPILOG = """\
 From a refusal to an allowance:
-  proxyfw log --verdict deny --client work     what was refused, and why
-  proxyfw explain work https://example.org     what the policy says of it, and which line says so
+  sudo proxyfw log --verdict deny --client work     what was refused, and why
+  sudo proxyfw explain work https://example.org     what the policy says of it, and which line says so
   ... add the name to a profile of the client, then:
-  proxyfw check && proxyfw reload
+  proxyfw check && sudo proxyfw reload
 
+run, log, status, reload and demo are for root; so is explain, where a service is running.
 Exit codes: 0 yes or done; 1 no (denied, errors found, not running); 2 the command could not be carried out."""
 
 
@@ -42,9 +43,9 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     run = command("run", "run the service in the foreground (root)", _RUN_MORE)
     check = command("check", "validate the configuration and every profile, offline", _CHECK_MORE)
     explain = command("explain", "say what the policy decides, and which line decides it", _EXPLAIN_MORE)
-    log = command("log", "show the decisions", _LOG_MORE)
-    status = command("status", "show what the running service does")
-    reload = command("reload", "have the running service read its files anew (all of them, or nothing changes)")
+    log = command("log", "show the decisions (root)", _LOG_MORE)
+    status = command("status", "show what the running service does (root)")
+    reload = command("reload", "have the running service read its files anew: all, or nothing changes (root)")
     profiles = command("profiles", "list the profiles, or show what one grants")
     qubes = command("qubes-policy", "print what to do in dom0 for this configuration", _QUBES_MORE)
     demo = command("demo", "show it at work in a network of namespaces (root)", _DEMO_MORE)
@@ -83,6 +84,7 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 _RUN_MORE = """\
+  sudo proxyfw run
 Everything starts closed: before the files are read, a fail-safe ruleset refuses all clients, unless rules of
 proxyfw are in force already. If the configuration has an error, the service ends with exit code 2, and
 whatever was in force stays. SIGHUP reloads, SIGTERM stops. After a stop, the packet layer stays in force:
@@ -106,20 +108,21 @@ Exit codes: 0 valid (warnings may be shown), 1 errors."""
 
 _EXPLAIN_MORE = """\
 Examples:
-  proxyfw explain work https://api.github.com/meta
-  proxyfw explain work example.org:8443
-  proxyfw explain work github.com:22
-  proxyfw explain work 0.pool.ntp.org:123/udp
-  proxyfw explain work 192.0.2.7:22
-It asks the same function that decides for the service, with the files as they are now. From a running service it
-takes the pins: what this client was told of names and their addresses.
+  sudo proxyfw explain work https://api.github.com/meta
+  sudo proxyfw explain work example.org:8443
+  sudo proxyfw explain work github.com:22
+  sudo proxyfw explain work 0.pool.ntp.org:123/udp
+  sudo proxyfw explain work 192.0.2.7:22
+It asks the same function that decides for the service, with the files as they are now. From a running service, which
+answers root alone, it takes who the clients are just now, and the pins: what this client was told of names and their
+addresses.
 Exit codes: 0 allowed, 1 denied, 2 the question could not be answered."""
 
 _LOG_MORE = """\
 Examples:
-  proxyfw log --verdict deny --since 10m
-  proxyfw log --client work --name '*.example.org' --json
-  proxyfw log -f"""
+  sudo proxyfw log --verdict deny --since 10m
+  sudo proxyfw log --client work --name '*.example.org' --json
+  sudo proxyfw log -f"""
 
 _QUBES_MORE = """\
 It prints a script for a terminal of dom0, to be read before it is run there: a policy file, by which this netvm may

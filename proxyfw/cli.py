@@ -19,14 +19,14 @@ from proxyfw.core.policy import Policy
 from proxyfw.core.target import TargetError, parse_target
 from proxyfw.core.verdict import Allow, Deny, in_a_word, is_refused
 from proxyfw.edge import files
-from proxyfw.edge.control import ControlError, ask
+from proxyfw.edge.control import ControlError, NotPermitted, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
 from proxyfw.edge.qubesdb import QubesDb, QubesDbError, available, own_name
 from proxyfw.edge.rights import may_administer_network
 from proxyfw.explain import client_report, explain
 from proxyfw.load import Loaded, default_config, load, load_profiles
 from proxyfw.logview import Table, as_json, parse_since, visible
-from proxyfw.report import profile_report, profile_table, status_report
+from proxyfw.report import counted, profile_report, profile_table, status_report
 from proxyfw.service import CONTROL_SOCKET, LOG_FILE
 
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except (LogError, ControlError) as error:
+    except (LogError, NotPermitted) as error:
         return _fail(str(error))
 
 
@@ -96,10 +96,13 @@ def _check(arguments: argparse.Namespace) -> int:
     for problem in loaded.problems:
         print(visible(str(problem)))
     if errors:
-        print(f"{errors} error{'s' if errors > 1 else ''}; a running service keeps its last good policy")
+        print(f"{counted(errors, 'error')}; a running service keeps its last good policy")
         return 1
-    assert loaded.policy is not None
-    print(f"{visible(str(loaded.path))}: good: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles")
+    assert loaded.config is not None
+    found = [counted(len(loaded.config.clients), "client"), counted(len(loaded.profiles), "profile")]
+    if loaded.config.tags:
+        found.insert(1, counted(len(loaded.config.tags), "tag"))
+    print(f"{visible(str(loaded.path))}: good: {', '.join(found)}")
     return 0
 
 
@@ -118,14 +121,16 @@ def _explain(arguments: argparse.Namespace) -> int:
         target = parse_target(arguments.target)
     except TargetError as error:
         return _fail(f"explain: {error}")
-    good = _good(_path(arguments), _world(arguments))
+    world = _world(arguments)
+    good = _good(_path(arguments), world)
     if good is None:
         return _fail("explain: the configuration has errors")
     policy = good[1]
     if arguments.client not in policy.clients:
         known = ", ".join(policy.clients) or "none"
         return _fail(f"explain: no client {arguments.client!r} in {_path(arguments)} (there: {known})")
-    found = explain(policy, arguments.client, target, _pins(arguments))
+    on_qubes = world is not None and world.netvm is not None
+    found = explain(policy, arguments.client, target, _pins(arguments), on_qubes)
     verdict, words = found.verdict, in_a_word(found.verdict)
     if arguments.json:
         _print_json(
@@ -139,6 +144,8 @@ def _explain(arguments: argparse.Namespace) -> int:
                 "where": verdict.where if isinstance(verdict, Allow) else "",
                 "detail": verdict.detail if isinstance(verdict, Deny) else "",
                 "resolves": found.query is not None and not is_refused(found.query),
+                "by_address": list(found.by_address),
+                "rules_known": found.rules_known,
                 "pins": found.pins,
             }
         )
@@ -149,7 +156,10 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _world(arguments: argparse.Namespace) -> World | None:
-    """What the running service knows of the clients from Qubes OS, else what QubesDB says; None outside Qubes OS."""
+    """What the running service knows of the clients from Qubes OS, else what QubesDB says; None outside Qubes OS.
+
+    Raises NotPermitted: without what the service knows, an answer could be a wrong one.
+    """
     try:
         data = ask(_state_dir(arguments) / CONTROL_SOCKET, "world")["world"]
         return world_from_data(data, time.time()) if data is not None else None
@@ -168,7 +178,7 @@ def _world(arguments: argparse.Namespace) -> World | None:
 
 
 def _pins(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
-    """What the running service has told the client; None where there is no such service."""
+    """What the running service has told the client; None where there is no such service. Raises NotPermitted."""
     try:
         pins: list[dict[str, Any]] = ask(_state_dir(arguments) / CONTROL_SOCKET, f"pins {arguments.client}")["pins"]
     except (ControlError, KeyError):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from proxyfw.core import tls
 from proxyfw.core.address import IPAddress, dial_order
 from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
@@ -141,13 +142,17 @@ class Connection:
         flow = Flow(ends.client, self.protocol, ends.destination, ends.port, name, source, broken)
         if name is not None:
             return flow
-        return self._shared.policy.decide_pinned(flow, self._shared.pins.names(ends.client, ends.destination))[0]
+        return self._shared.policy.decide_pinned(flow, self._names())[0]
 
     def granted_unheard(self) -> bool:
         """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
         ends = self.ends
         may_be = self._shared.policy.grants_unheard(ends.client, "tcp", ends.port)
         return may_be and isinstance(self.decide(self.flow()), Allow)
+
+    def _names(self) -> tuple[Hostname, ...]:
+        """What the client was told of the address that it aims at."""
+        return self._shared.pins.names(self.ends.client, self.ends.destination)
 
     async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
         """The verdict on a flow, and the server connection where it lets one through."""
@@ -171,6 +176,9 @@ class Connection:
             verdict = Deny(Reason.ERROR, detail="DNS belongs to the relay")
         if is_refused(verdict):
             return verdict, None
+        dropped = policy.dropped_as_aimed(flow, self._names())
+        if dropped is not None:
+            return dropped, None
         try:
             return verdict, await dial((self.ends.destination,), flow.port, self._shared.poller, self.arm)
         except OSError as error:
@@ -193,7 +201,7 @@ class Connection:
             return Deny(_REASON_OF[answer], verdict.rule)
         addresses = policy.reachable(flow, verdict, answer)
         if not addresses:
-            return Deny(Reason.PRIVATE_ADDRESS, verdict.rule, f"it has only {', '.join(map(str, answer[:4]))}")
+            return policy.unreached(flow, verdict, answer)
         order = dial_order(addresses, self.ends.destination)[:MAX_TRIED]
         try:
             return await dial(order, flow.port, self._shared.poller, self.arm)
@@ -250,8 +258,7 @@ class Connection:
 
     def decide(self, flow: Flow) -> Verdict:
         """What the policy in force says."""
-        ends = self.ends
-        return self._shared.policy.decide_told(flow, self._shared.pins.names(ends.client, ends.destination))
+        return self._shared.policy.decide(flow)
 
     def touch(self) -> None:
         """Bytes came: the connection is not idle."""

@@ -8,7 +8,7 @@ from proxyfw.core.address import IPAddress
 from proxyfw.core.flow import Flow, Protocol
 from proxyfw.core.policy import Policy
 from proxyfw.core.ruleset import INBOUND_SETS, OURS, TABLE, beside_qubes, render
-from proxyfw.core.verdict import is_refused
+from proxyfw.core.verdict import Reason, is_refused
 from proxyfw.edge import files
 from proxyfw.edge.conntrack import ConntrackError, Tracked, delete, flows
 from proxyfw.edge.nft import Nft, NftError
@@ -18,7 +18,7 @@ from proxyfw.pinning import PinKeeper
 UNLOGGED, UNASKED = "unlogged", "queries_dropped"  # the counters of the skeleton
 _FAMILIES = ("ip", "ip6")
 _REPLACED = tuple(f"{family} qubes-firewall" for family in _FAMILIES)
-_GATHER = 0.05  # seconds in which several changes of others are looked at once
+_GATHER = 0.2  # seconds between two looks at what others have changed
 
 
 class EnforceError(Exception):
@@ -32,7 +32,15 @@ class Enforcer:
         self._nft = nft
         self._say = say
         self._watch = NftWatch()
-        self._counted = {UNLOGGED: 0, UNASKED: 0}  # of the tables before the present one
+        self._own_rules = self._beside = False
+        self._settled = (
+            False  # what is beside our table is as it was left: `_tables`, and `_lacking` of our rules there
+        )
+        self._tables: frozenset[str] = frozenset()
+        self._lacking: list[tuple[str, str]] = []
+        self._before: dict[str, int] = {}  # what the counters said at the start
+        self._policy: Policy | None = None
+        self._unseen = False
         self._looking: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -41,6 +49,13 @@ class Enforcer:
 
         Raises EnforceError.
         """
+        try:
+            self._watch.start()  # before anything is there that could be lost unseen
+        except OSError as error:
+            raise EnforceError(f"changes of the ruleset cannot be watched: {error.strerror}") from None
+        self._close()
+
+    def _close(self) -> None:
         try:
             if not self._nft.comments(f"{TABLE} forward"):  # which the fail-safe has too
                 self._nft.apply(files.read(files.shipped("iptables") / "fail-safe.nft"))
@@ -52,37 +67,63 @@ class Enforcer:
 
         `own_rules`: the clients' Qubes firewall rules are in it, so that qubes-firewall has nothing left to do.
         """
+        now = self._policy
         try:
             skeleton = files.read(files.shipped("iptables") / "proxyfw.nft")
-            counted = {name: self.count(name) for name in self._counted}  # the new table counts from 0 again
-            tables = self._nft.tables()
-            on_qubes = "ip qubes" in tables
-            text = render(policy, skeleton, group, pins.ports(policy), on_qubes)
-            others = [table for table in _REPLACED if own_rules and table in tables]
-            inbound = self._nft.copy(INBOUND_SETS)
-            self._nft.apply(text + inbound + beside_qubes(self._missing(), others))
+            if not self._settled:
+                self._tables, self._lacking = self._nft.tables(), self._missing()
+            beside = "ip qubes" in self._tables
+            text = render(policy, skeleton, group, pins.ports(policy), beside)
+            # Answers of a client that has gone, or of another one at its address, are let through no longer.
+            inbound = self._nft.copy(INBOUND_SETS, lambda each: _same_owner(now, policy, str(each)))
+            others = [table for table in _REPLACED if own_rules and table in self._tables]
+            if not self._before:
+                self._before = {name: self._nft.counter(name) for name in (UNLOGGED, UNASKED)}
+            self._nft.replace(text + inbound, beside_qubes(self._lacking, others, group))
         except (NftError, files.FileError) as error:
+            self._settled = False
             raise EnforceError(f"the packet layer could not be set up: {error}") from None
-        self._counted = counted
+        self._policy, self._own_rules, self._beside = policy, own_rules, beside
+        self._settled, self._tables, self._lacking = True, self._tables - set(others), []
 
     def count(self, name: str) -> int:
-        """Packets of a counter, since the start."""
-        return self._counted[name] + self._nft.counter(name)
+        """Packets of a counter, since the start; or since our table was made anew, where somebody took it away."""
+        now = self._nft.counter(name)
+        return now - self._before[name] if now >= self._before[name] else now
 
     def start(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> None:
-        """Watches over the ruleset. `on_lost`: another process has taken away some of ours. Raises OSError."""
-        self._watch.start()
+        """Watches over the ruleset. `on_lost`: another process has taken away some of ours."""
 
         def look() -> None:
-            self._looking = None
-            if not self._intact() or self._missing():
+            tables = self._nft.tables()
+            back = self._own_rules and not tables.isdisjoint(_REPLACED)
+            beside = ("ip qubes" in tables) != self._beside
+            if back or beside or not self._nft.intact() or self._missing():
+                self._settled = False
+                with suppress(EnforceError):  # then the whole comes back all the same
+                    self._close()
                 on_lost()
 
+        def again() -> None:
+            self._looking = None
+            if self._unseen:
+                self._unseen = False
+                changed_by_another()
+
+        def changed_by_another() -> None:
+            # At once; and then not again for a while, as whoever changes rules often changes many.
+            if self._looking is None:
+                look()
+                self._looking = loop.call_later(_GATHER, again)
+            else:
+                self._unseen = True
+
         def changed() -> None:
-            if self._watch.read() and self._looking is None:
-                self._looking = loop.call_later(_GATHER, look)
+            if self._watch.read():
+                changed_by_another()
 
         loop.add_reader(self._watch.fileno(), changed)
+        changed_by_another()  # who has been before
 
     def stop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stops watching; the ruleset stays."""
@@ -93,13 +134,14 @@ class Enforcer:
         for task in tuple(self._tasks):
             task.cancel()
 
-    def _intact(self) -> bool:
-        return bool(self._nft.comments(f"{TABLE} prerouting"))  # which the fail-safe has not
-
-    def _missing(self) -> list[str]:
-        """The families whose `custom-input` does not have our rule."""
-        found = ((family, self._nft.comments(f"{family} qubes custom-input")) for family in _FAMILIES)
-        return [family for family, comments in found if comments is not None and OURS.strip('"') not in comments]
+    def _missing(self) -> list[tuple[str, str]]:
+        """The families, and those of Qubes' chains for users, that do not have our rule."""
+        found = []
+        for place in ((family, chain) for family in _FAMILIES for chain in ("custom-input", "custom-forward")):
+            comments = self._nft.comments(f"{place[0]} qubes {place[1]}")
+            if comments is not None and OURS.strip('"') not in comments:
+                found.append(place)
+        return found
 
     def end_forwarded(self, addresses: Collection[IPAddress], policy: Policy, pins: PinKeeper) -> None:
         """Ends what the kernel forwards for these clients' addresses and the policy does not permit. Later: in a task.
@@ -120,6 +162,11 @@ class Enforcer:
             self._say(f"forwarded connections that are no longer permitted may live on: {error}")
 
 
+def _same_owner(before: Policy | None, now: Policy, address: str) -> bool:
+    owner = now.client_at(address)
+    return owner is not None and (before is None or owner == before.client_at(address))
+
+
 def permitted(tracked: Tracked, policy: Policy, pins: PinKeeper) -> bool:
     """Whether the kernel may go on forwarding it. What belongs to the proxy is not forwarded."""
     client = policy.client_at(str(tracked.source))
@@ -129,5 +176,7 @@ def permitted(tracked: Tracked, policy: Policy, pins: PinKeeper) -> bool:
     with suppress(ValueError):
         protocol = Protocol(tracked.protocol)
     flow = Flow(client, protocol, tracked.destination, tracked.port, icmp_type=tracked.icmp_type)
-    names = () if protocol is Protocol.TCP else pins.names(client, tracked.destination)  # TCP by a name is proxied
-    return not is_refused(policy.decide_pinned(flow, names)[1])
+    verdict = policy.decide_pinned(flow, pins.names(client, tracked.destination))[1]
+    if protocol is Protocol.TCP and not is_refused(verdict):
+        verdict = policy.decide(flow)  # what only a name permits is proxied
+    return not is_refused(verdict) and verdict.reason is not Reason.RELAY

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from proxyfw.core.config import is_qube_name
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
@@ -35,6 +36,7 @@ class Explained:
 
     `pins`: name, address and remaining seconds of those that concern the target; None: no service runs that has any.
     `by_address`: Qubes firewall rules that may decide it otherwise, by the address that a name leads to.
+    `rules_known`: False where the client has Qubes firewall rules that nobody here can tell.
     """
 
     flow: Flow
@@ -42,10 +44,16 @@ class Explained:
     query: Verdict | None
     pins: Sequence[Mapping[str, Any]] | None
     by_address: Sequence[str] = ()
+    rules_known: bool = True
 
 
-def explain(policy: Policy, client: str, target: Target, pins: Sequence[Mapping[str, Any]] | None) -> Explained:
-    """What the policy says of the target, with what the running service has told the client (`pins`, all of them)."""
+def explain(
+    policy: Policy, client: str, target: Target, pins: Sequence[Mapping[str, Any]] | None, on_qubes: bool = False
+) -> Explained:
+    """What the policy says of the target, with what the running service has told the client (`pins`, all of them).
+
+    `on_qubes`: every client that is attached has Qubes firewall rules.
+    """
     flow, query = target.flow(client), None
     wanted = "name" if flow.name else "address"
     known = None if pins is None else [pin for pin in pins if pin[wanted] == str(target.host)]
@@ -54,7 +62,8 @@ def explain(policy: Policy, client: str, target: Target, pins: Sequence[Mapping[
     else:
         verdict = policy.decide(flow)
         query = policy.decide(Flow(client, Protocol.DNS, None, DNS_PORT, flow.name, NameSource.DNS))
-    return Explained(flow, verdict, query, known, _rules_by_address(policy, flow) if flow.destination is None else ())
+    by_address = _rules_by_address(policy, flow) if flow.destination is None else ()
+    return Explained(flow, verdict, query, known, by_address, bool(policy.clients[client].rules) or not on_qubes)
 
 
 def _rules_by_address(policy: Policy, flow: Flow) -> list[str]:
@@ -78,14 +87,22 @@ def client_report(client: str, target: Target, found: Explained) -> list[str]:
         more = ", ..." if len(found.by_address) > _SHOWN else ""
         lines.append(f"  but:     by its address, these decide first: {'; '.join(found.by_address[:_SHOWN])}{more}")
     lines += _dns_lines(found)
+    if not found.rules_known:
+        lines.append("  note: its Qubes firewall rules are not known (it is not attached, or its name is not known)")
     if words != "allow" and verdict.reason is Reason.QUBES_RULE:
-        lines.append(f"  to allow it: change the rule in dom0 (qvm-firewall {client} list)")
+        lines.append(f"  to allow it: {_where_the_rules_are(client)}")
     if words != "allow" and verdict.reason is Reason.NO_MATCH and found.flow.name is not None:
         transport = "/udp" if target.protocol.transport == "udp" else ""
         port = "" if target.port in (80, 443) and not transport else f":{target.port}{transport}"
         name = f"{found.flow.name}{port}"
-        lines.append(f'  to allow it: add "{name}" to domains: of a profile of this client, then proxyfw reload')
+        lines.append(f'  to allow it: add "{name}" to domains: of a profile of this client, then sudo proxyfw reload')
     return lines
+
+
+def _where_the_rules_are(client: str) -> str:
+    if is_qube_name(client):
+        return f"change the rule in dom0 (qvm-firewall {client} list)"
+    return "change the rule in dom0, in the firewall tab of the qube that has this address"
 
 
 def _with_reason(verdict: Verdict) -> str:

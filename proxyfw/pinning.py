@@ -10,7 +10,7 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.pins import MIN_LIFE, Pin, Pins
 from proxyfw.core.policy import Policy
 from proxyfw.core.ruleset import FLOWTABLE, USED_LIFE, USED_SETS, Pinned, PinnedHost, UsedPort, open_pinned, pinned
-from proxyfw.core.verdict import Allow
+from proxyfw.core.verdict import Allow, Reason
 from proxyfw.edge.conntrack import ConntrackError, Tracked, flows
 from proxyfw.edge.nft import Nft, NftError
 from proxyfw.edge.pinstore import PinStore
@@ -150,7 +150,10 @@ class PinKeeper:
         exact = {client.name for client in before.clients.values() if client.exact}
 
         def keeps(client: str, name: Hostname) -> bool:
-            return policy.may_resolve(client, name) if client in policy.clients else client not in exact
+            if client not in policy.clients:
+                return client not in exact
+            # What a rule drops does not resolve any more: where it was, the rule must still be able to tell.
+            return policy.rules_ask_for(client, name) or policy.may_resolve(client, name)
 
         self.pins.keep(keeps)
         self._open = self._planned
@@ -186,19 +189,21 @@ class PinKeeper:
     def _hold_carried(self, used: Iterable[tuple[IPAddress, IPAddress, int, int]], tracked: Iterable[Tracked]) -> None:
         """Packets in a flowtable pass by the sets: what the kernel tracks is in use, and what a pin opened stays so."""
         fresh = {(source, destination, port) for source, destination, port, left in used if left > USED_LIFE / 2}
-        held = []
+        held, heard = [], []
         for flow in tracked:
             client = self.policy.client_at(str(flow.source))
             key = (flow.source, flow.destination, flow.port)
-            if flow.protocol == "udp" and client is not None and key not in fresh:
-                attempt = Flow(client, Protocol.UDP, flow.destination, flow.port)
-                names = self.names(client, flow.destination)
-                by_pin = isinstance(self.policy.decide_pinned(attempt, names)[1], Allow)
-                if by_pin and not isinstance(self.policy.decide(attempt), Allow):
+            if flow.protocol != "udp" or client is None or key in fresh:
+                continue
+            attempt = Flow(client, Protocol.UDP, flow.destination, flow.port)
+            verdict = self.policy.decide_pinned(attempt, self.names(client, flow.destination))[1]
+            if isinstance(verdict, Allow) and not isinstance(self.policy.decide(attempt), Allow):
+                heard.append((*key, USED_LIFE))
+                if verdict.reason is Reason.PIN:
                     held.append(UsedPort(*key))
         if held:
             self._nft.apply(open_pinned(held, USED_LIFE))
-            self._hear((*key, USED_LIFE) for key in held)
+        self._hear(heard)
 
     def _renew_hosts(self) -> None:
         """The addresses of hosts in Qubes firewall rules live on in the packet layer as long as their pins do here."""

@@ -4,11 +4,13 @@ import asyncio
 import errno
 import socket
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 
 from proxyfw.connection import Connection, Ends, Entry
 from proxyfw.core.address import IPAddress
+from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
 from proxyfw.core.verdict import Allow, Deny, Reason, is_refused
 from proxyfw.edge.poller import Stream
@@ -71,7 +73,8 @@ class Proxy:
         closed = 0
         for connection in tuple(self._live):
             entry = connection.entry
-            denied = entry is not None and not _still_permitted(policy, entry)
+            told = self._shared.pins.names(connection.ends.client, connection.ends.destination)
+            denied = entry is not None and not _still_permitted(policy, entry, told)
             if denied or policy.client_at(connection.ends.address) != connection.ends.client:
                 connection.close("policy")
                 closed += 1
@@ -168,12 +171,18 @@ class Proxy:
         self._sweeper = loop.call_later(SWEEP, self._sweep)
 
 
-def _still_permitted(policy: Policy, entry: Entry) -> bool:
-    verdict = policy.decide(entry.flow)
+def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> bool:
+    """Whether it may go on. `told`: the names pinned for the address that the client aimed at."""
+    flow = entry.flow
+    if not entry.by_name and policy.dropped_as_aimed(flow, told) is not None:
+        return False
+    verdict = policy.decide(flow)
     if isinstance(verdict, Allow) and verdict.by_name:
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.
-        reached = policy.reachable(entry.flow, verdict, [_address(entry.row.destination)])
-        return (entry.by_name and bool(reached)) or policy.observes(entry.flow.client)
+        reached = _address(entry.row.destination)
+        if entry.by_name and policy.reachable(flow, verdict, [reached]):
+            return True
+        return policy.observes(flow.client) and not is_refused(policy.decide(flow._replace(destination=reached)))
     return not is_refused(verdict)
 
 

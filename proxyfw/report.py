@@ -92,9 +92,7 @@ class ProfileReport:
             lines.append(f"  includes: {', '.join(member.name for member in self.members[1:])}")
         if any(member.private for member in self.members):
             lines.append("  private: its names may lead to private addresses")
-        lines.append(
-            f"  {len(domains)} domain{'s' * (len(domains) != 1)}, {len(networks)} network{'s' * (len(networks) != 1)}"
-        )
+        lines.append(f"  {counted(len(domains), 'domain')}, {counted(len(networks), 'network')}")
         for grant in (*domains, *networks):
             origin = f"   (from {grant.profile})" if grant.profile != self.profile.name else ""
             lines.append(f"    {grant.text}{origin}")
@@ -118,6 +116,11 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join(printable(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def counted(number: int, word: str) -> str:
+    """A number of things: 1 client, 2 clients."""
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def span(seconds: float) -> str:

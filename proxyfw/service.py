@@ -37,13 +37,14 @@ from proxyfw.packetlog import row_of
 from proxyfw.pinning import PinKeeper
 from proxyfw.proxy import Proxy
 from proxyfw.shared import Shared
-from proxyfw.sources import Sources, SourcesError, needs_names
+from proxyfw.sources import Sources, SourcesError
 from proxyfw.startup import StartError, has, listening, open_dns, raise_descriptors
 
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
 PIN_FILE = "pins.sqlite"
 _GARBAGE = 20_000
+_RETRY = 1.0  # seconds before a policy that could not be put in force is tried again
 
 
 @dataclass(slots=True)
@@ -64,10 +65,12 @@ class Service:
         self._path = path
         self._nft = Nft()
         self._enforcer = Enforcer(self._nft, say)
-        self._sources = Sources(say)
+        self._sources = Sources(say, self._fail)
         self._nflog = Nflog(LOG_GROUP)
         self._poller = Poller()
         self._stop = asyncio.Event()
+        self._failed = ""  # why the service must end, and be started anew
+        self._retry: asyncio.TimerHandle | None = None
         self._changing = asyncio.Lock()
         self._committed: frozenset[str] = frozenset()  # addresses whose rules are to be put in force
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -91,7 +94,7 @@ class Service:
         datagrams = [open_dns(family) for family in families]
         self._start_log(loaded)
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
-        self._pins = PinKeeper(loaded.policy, self._nft, Nft(), store, loop)
+        self._pins = PinKeeper(loaded.policy, self._nft, self._nft.another(), store, loop)
         self._pins.restore()
         control = await self._start_control(loaded)
         # From here on nothing is awaited until a command would find all that it asks, so none can come too early.
@@ -121,6 +124,14 @@ class Service:
         control.stop()
         await dns.stop()
         await self._end()
+        if self._failed:
+            raise StartError(self._failed)
+
+    def _fail(self, why: str) -> None:
+        """Something that must never end has ended: what is in force stays, and whoever started us does so again."""
+        say(why)
+        self._failed = self._failed or why
+        self._stop.set()
 
     def _follow(self, loop: asyncio.AbstractEventLoop, loaded: Loaded) -> None:
         """Hears from now on whatever can change what is in force, or is to be told."""
@@ -136,7 +147,7 @@ class Service:
         self._enforcer.start(loop, self._on_lost)
         self._enforcer.end_forwarded(_addresses(loaded.policy), loaded.policy, self._pins)
         self._sources.follow(loop, self._on_world)
-        self._sources.want_names(needs_names(loaded.config))
+        self._sources.want_names(loaded.config)
         netvm = self._sources.world.netvm
         self._spawn(self._sources.handled(frozenset(map(str, netvm.rules if netvm is not None else ()))))
 
@@ -149,7 +160,12 @@ class Service:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(f"a fault of proxyfw: {task.exception()!r}")
 
     async def _end(self) -> None:
         self._proxy.stop()
@@ -158,6 +174,8 @@ class Service:
         self._poller.stop()
         self._nflog.stop()
         self._enforcer.stop(asyncio.get_running_loop())
+        if self._retry is not None:
+            self._retry.cancel()
         await self._sources.stop()
         await self._pins.stop()
         self._log.stop()
@@ -209,11 +227,11 @@ class Service:
         self._spawn(self._renew())
 
     async def _renew(self, anyway: bool = False) -> None:
-        """Puts in force what Qubes OS knows now, with the files as they were last taken."""
+        """Puts in force what Qubes OS knows now, with the files as they were last taken; again and again if need be."""
         async with self._changing:
             now = self._state.loaded.within(self._sources.world)
             assert now.policy is not None
-            committed, self._committed = self._committed, frozenset()
+            committed = self._committed
             if anyway or committed or not _same(now.policy, self._shared.policy):
                 for note in now.notes:
                     if note not in self._state.loaded.notes:
@@ -221,17 +239,26 @@ class Service:
                 try:
                     closed = self._take(now, now.policy)
                 except EnforceError as error:
-                    self._committed |= committed
-                    say(f"{error}; the last good policy stays in force")
+                    self._again(f"{error}; the last good policy stays in force")
                     return
                 if closed:
                     say(f"{closed} connections closed that are no longer permitted")
+            self._committed -= committed
         await self._sources.handled(committed)
+
+    def _again(self, why: str) -> None:
+        """Tries it once more in a moment: what must be refused from now on may be permitted as yet."""
+        if self._state.failed != [why]:
+            say(why)
+        self._state.failed = [why]
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry = asyncio.get_running_loop().call_later(_RETRY, lambda: self._spawn(self._renew(anyway=True)))
 
     async def _reload(self) -> Answer:
         """Takes the new files, all of them or none: the last good policy stays until another one is in force."""
+        read = await asyncio.to_thread(load, self._path, self._sources.world)
         async with self._changing:
-            read = await asyncio.to_thread(load, self._path, self._sources.world)
             loaded = read.within(self._sources.world)  # it may be another by now
             told = [str(problem) for problem in loaded.problems]
             if loaded.policy is None or loaded.config is None:
@@ -240,8 +267,8 @@ class Service:
                 closed = self._take(loaded, loaded.policy)
             except EnforceError as error:
                 return self._reload_failed([*told, str(error)])
-            self._sources.want_names(needs_names(loaded.config))
-            self._state.reloaded, self._state.failed = time.time(), []
+            self._sources.want_names(loaded.config)
+            self._state.reloaded = time.time()
             told += [*loaded.notes, *_needs_restart(self._state.started, loaded.config)]
             for line in (*told, f"reloaded: {len(loaded.policy.clients)} clients, {closed} connections closed"):
                 say(line)
@@ -251,7 +278,7 @@ class Service:
         """Puts a policy in force, and ends what it forbids; how many proxied connections that were."""
         before = self._shared.policy
         self._apply(loaded, policy)
-        self._state.loaded = loaded
+        self._state.loaded, self._state.failed = loaded, []
         if policy.upstream != before.upstream:
             clock = self._poller.loop.time
             self._shared.resolver = Resolver(Upstream(policy.upstream, clock).ask, clock)

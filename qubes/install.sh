@@ -177,7 +177,7 @@ start_at_boot() {
 		ln -sfn /rw/proxyfw/proxyfw-boot "$app_boot"
 		return
 	fi
-	[ -e "$app_rc_local" ] || printf '#!/bin/sh\n' > "$app_rc_local"
+	[ -s "$app_rc_local" ] || printf '#!/bin/sh\n' > "$app_rc_local"
 	chmod +x "$app_rc_local"
 	# As its second line: what the user has in it may end it early.
 	grep -qxF "$boot_line" "$app_rc_local" || sed -i "1a $boot_line" "$app_rc_local"

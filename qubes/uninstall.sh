@@ -7,6 +7,15 @@ cd "$(dirname "$0")/.."
 
 say() { echo "setup: $*" >&2; }
 
+at_exit() {
+	code=$?
+	[ "$code" = 0 ] && return
+	say "NOT complete: part of proxyfw is still here, and its rules may be in force. Mend what is told above, then run"
+	say "sudo ./setup.sh uninstall once more"
+	exit "$code"
+}
+trap at_exit EXIT
+
 # First what would start at the next boot, then the service, then its rules: qubes-firewall has to be in force before.
 rm -f "$app_hook" "$app_boot" "$app_binds"
 if [ -e "$app_rc_local" ] && grep -qxF "$boot_line" "$app_rc_local"; then

@@ -78,7 +78,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  reason:  no-match (no profile of this client grants this name)",
             "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
             "  pins:    github.com = 198.51.100.10 (for 4 min), pages.example = 198.51.100.10 (for 1 min)",
-            '  to allow it: add "github.com:2222" to domains: of a profile of this client, then proxyfw reload',
+            '  to allow it: add "github.com:2222" to domains: of a profile of this client, then sudo proxyfw reload',
         ], id="another port of that address"),
         pytest.param("0.pool.example:123/udp", [
             "allow: work -> 0.pool.example port 123/udp",
@@ -93,7 +93,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
             DNS_GITHUB,
             "  pins:    github.com = 198.51.100.10 (for 4 min)",
-            '  to allow it: add "github.com:123/udp" to domains: of a profile of this client, then proxyfw reload',
+            '  to allow it: add "github.com:123/udp" to domains: of a profile of this client, then sudo proxyfw reload',
         ], id="a UDP port that is not granted"),
         pytest.param("192.168.1.1:22", [
             "deny: work -> 192.168.1.1 port 22/tcp",
@@ -117,7 +117,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  reason:  no-match (no profile of this client grants this name)",
             DNS_REFUSED,
             NO_PINS,
-            '  to allow it: add "evil.example" to domains: of a profile of this client, then proxyfw reload',
+            '  to allow it: add "evil.example" to domains: of a profile of this client, then sudo proxyfw reload',
         ], id="a name that is not"),
         pytest.param("198.51.100.1:22", [
             "deny: work -> 198.51.100.1 port 22/tcp",
@@ -135,7 +135,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  dns:     does not resolve: canary (a name by which clients ask whether to use another resolver: "
             "always refused)",
             NO_PINS,
-            '  to allow it: add "mask.icloud.com" to domains: of a profile of this client, then proxyfw reload',
+            '  to allow it: add "mask.icloud.com" to domains: of a profile of this client, then sudo proxyfw reload',
         ], id="a canary"),
     ],
 )  # fmt: skip
@@ -195,13 +195,51 @@ RULES = ["action=drop dst4=192.0.2.0/24", "action=accept dsthost=mail.example pr
     ],
 )  # fmt: skip
 def test_qubes_firewall_rules(target: str, lines: list[str]) -> None:
-    entries = {"/connected-ips": b"10.137.0.11", "/qubes-firewall/10.137.0.11": b""}
-    entries["/qubes-firewall/10.137.0.11/policy"] = b"drop"
-    entries |= {f"/qubes-firewall/10.137.0.11/{n:04}": rule.encode() for n, rule in enumerate(RULES)}
-    profile, config = parse_profile("github", "github.yaml", PROFILES["github"])[0], parse_config("c", RULED)[0]
+    asked = parse_target(target)
+    found = explain(on_qubes(RULED, "10.137.0.11"), "work", asked, None, on_qubes=True)
+    assert client_report("work", asked, found) == lines
+    assert found.rules_known
+
+
+def on_qubes(text: str, *attached: str) -> Policy:
+    """The policy where these addresses are attached, and have the rules."""
+    entries = {"/connected-ips": " ".join(attached).encode()}
+    for address in attached:
+        entries |= {f"/qubes-firewall/{address}": b"", f"/qubes-firewall/{address}/policy": b"drop"}
+        entries |= {f"/qubes-firewall/{address}/{n:04}": rule.encode() for n, rule in enumerate(RULES)}
+    profile, config = parse_profile("github", "github.yaml", PROFILES["github"])[0], parse_config("c", text)[0]
     assert profile is not None
     assert config is not None
     library, _ = link({"github": profile})
-    ruled = build(config, library, (), members(config, library.profiles, World(read_netvm(entries)))[0])
-    asked = parse_target(target)
-    assert client_report("work", asked, explain(ruled, "work", asked, None)) == lines
+    return build(config, library, (), members(config, library.profiles, World(read_netvm(entries)))[0])
+
+
+NOTE = "  note: its Qubes firewall rules are not known (it is not attached, or its name is not known)"
+
+
+@pytest.mark.parametrize(
+    ("text", "attached"),
+    [
+        pytest.param("clients: {work: [github]}\n", "10.137.0.11", id="nobody tells whose address it is"),
+        pytest.param("clients: {work: {profiles: [github], address: 10.137.0.11}}\n", "10.137.0.12",
+                     id="it is not attached"),
+    ],
+)  # fmt: skip
+def test_where_the_rules_of_a_client_are_not_known_that_is_said(text: str, attached: str) -> None:
+    asked = parse_target("https://gist.github.com")
+    found = explain(on_qubes(text, attached), "work", asked, None, on_qubes=True)
+    lines = client_report("work", asked, found)
+    assert lines[0] == "allow: work -> gist.github.com port 443/tcp"
+    assert NOTE in lines
+    assert not found.rules_known
+    outside = explain(on_qubes(text), "work", asked, None)
+    assert NOTE not in client_report("work", asked, outside)
+
+
+def test_a_qube_that_is_known_by_its_address_alone_has_no_name_for_a_command() -> None:
+    asked = parse_target("192.0.2.9:22")
+    unlisted = on_qubes("unlisted: qubes\n", "10.137.0.11")
+    lines = client_report("10.137.0.11", asked, explain(unlisted, "10.137.0.11", asked, None, on_qubes=True))
+    assert lines[0] == "deny: 10.137.0.11 -> 192.0.2.9 port 22/tcp"
+    hint = "  to allow it: change the rule in dom0, in the firewall tab of the qube that has this address"
+    assert lines[-1] == hint

@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 
 from proxyfw.core.address import IPAddress
-from proxyfw.core.config import Client, Config
+from proxyfw.core.config import Client, Config, parse_address
 from proxyfw.core.netvm import Netvm, Qube, World
 from proxyfw.core.qubes_rules import RuleSet
 
@@ -35,7 +34,7 @@ def members(config: Config, profiles: Collection[str], world: World) -> tuple[li
     notes: list[str] = []
     found = _Finder(config, world, notes)
     listed = [found.member(name, _held(name, world.netvm, profiles, notes)) for name in found.names()]
-    return [*listed, *found.unlisted(listed)], notes
+    return [*listed, *found.unlisted()], notes
 
 
 def _held(name: str, netvm: Netvm | None, profiles: Collection[str], notes: list[str]) -> tuple[str, ...] | None:
@@ -53,21 +52,23 @@ class _Finder:
     def __init__(self, config: Config, world: World, notes: list[str]) -> None:
         self._config, self._world, self._notes = config, world, notes
         self._qubes = {qube.name: qube for qube in world.attached.qubes} if world.attached else {}
-        owners: dict[IPAddress, list[str]] = {}
+        self._held = world.netvm.profiles if world.netvm else {}
+        owners: dict[IPAddress, list[Qube]] = {}
         for qube in self._qubes.values():
             for address in qube.addresses:
-                owners.setdefault(address, []).append(qube.name)
-        self._owner = {address: names[0] for address, names in owners.items() if len(names) == 1}
-        self._shared = {address for address, names in owners.items() if len(names) > 1}
+                owners.setdefault(address, []).append(qube)
+        self._owner = {address: qubes[0] for address, qubes in owners.items() if len(qubes) == 1}
+        self._shared = {address for address, qubes in owners.items() if len(qubes) > 1}
         for address in sorted(self._shared, key=str):
-            notes.append(f"{address} is the address of {' and '.join(owners[address])}, as dom0 says: refused")
+            if world.netvm is None or address in world.netvm.connected:
+                names = " and ".join(qube.name for qube in owners[address])
+                notes.append(f"{address} is the address of {names}, as dom0 says: refused")
         self._taken: dict[IPAddress, str] = {}
 
     def names(self) -> list[str]:
-        """Those listed by name, those that have a listed tag, and those that dom0 holds profiles for."""
-        tagged = [name for name, qube in self._qubes.items() if self._tags(qube)]
-        held = self._world.netvm.profiles if self._world.netvm else ()
-        return list(dict.fromkeys([*self._config.clients, *tagged, *held]))
+        """Those listed by name, those here that have a listed tag, and those that dom0 holds profiles for."""
+        tagged = [name for name, qube in self._qubes.items() if qube.here and self._tags(qube)]
+        return list(dict.fromkeys([*self._config.clients, *tagged, *self._held]))
 
     def _tags(self, qube: Qube | None) -> list[Client]:
         return [entry for tag, entry in self._config.tags.items() if qube is not None and tag in qube.tags]
@@ -85,34 +86,33 @@ class _Finder:
                 observe=bool(decisive) and all(entry.observe for entry in decisive),
                 dns_all=bool(decisive) and all(entry.dns_all for entry in decisive),
             ),
-            [each for each in self._addresses(name, own, qube) if self._undisputed(name, each)],
+            [each for each in self._addresses(name, qube) if self._undisputed(name, each)],
         )
 
     def _undisputed(self, name: str, address: IPAddress) -> bool:
         """Whether nothing that dom0 tells speaks against it that this client has this address."""
-        netvm, attached, owner = self._world.netvm, self._world.attached, self._owner.get(address)
+        netvm, owner = self._world.netvm, self._owner.get(address)
         if address in self._shared:
             return False
-        if str(address) == name or owner == name:
+        if str(address) == name or (owner is not None and owner.name == name):
             return True
-        here = netvm is not None and address in netvm.connected
         if owner is not None:
-            self._notes.append(f'"{name}": {address} is the address of "{owner}", as dom0 says: refused')
-        elif here and attached is not None and name in attached.visible:
+            self._notes.append(f'"{name}": {address} is the address of "{owner.name}", as dom0 says: refused')
+        elif name in self._qubes and netvm is not None and address in netvm.connected:
             self._notes.append(f'"{name}": {address} is not its address, as dom0 says: refused')
         else:
             return True
         return False
 
-    def _addresses(self, name: str, own: Client | None, qube: Qube | None) -> Sequence[IPAddress]:
-        if own is not None and own.addresses:
-            return own.addresses
-        if qube is not None:
-            return qube.addresses
-        try:
-            return (ip_address(name),)  # dom0 may call a client by its address, which needs no Admin API
-        except ValueError:
-            return ()
+    def _addresses(self, name: str, qube: Qube | None) -> Sequence[IPAddress]:
+        return self._given(name) or (qube.addresses if qube is not None and qube.here else ())
+
+    def _given(self, name: str) -> tuple[IPAddress, ...]:
+        """The addresses of a listed client that nobody has to tell: those of the file, or its name where dom0 calls it
+        by its address.
+        """
+        own, address = self._config.clients.get(name), parse_address(name)
+        return own.addresses if own is not None else (address,) if address is not None else ()
 
     def _located(self, member: Member, addresses: Iterable[IPAddress]) -> Member:
         """The member at those of the addresses that are its own just now, with their rules."""
@@ -126,31 +126,49 @@ class _Finder:
         rules = _rules(kept, netvm.rules) if netvm is not None else {}
         return replace(member, addresses=tuple(kept), rules=rules)
 
-    def unlisted(self, listed: Iterable[Member]) -> list[Member]:
-        """Who is attached and not listed, where they are to have what sys-firewall would give them."""
+    def unlisted(self) -> list[Member]:
+        """Who is attached and not listed, where they are to have what sys-firewall would give them. Comes after all
+        listed members.
+        """
         netvm = self._world.netvm
         if netvm is None or not self._config.unlisted_qubes:
             return []
         names: dict[str, list[IPAddress]] = {}
         attached = netvm.connected & netvm.rules.keys()
         for address in sorted(attached - self._taken.keys() - self._shared, key=str):
-            name = self._owner.get(address)
-            if name is None and self._in_doubt():
-                self._notes.append(f"{address} is attached; it may be a listed qube whose name is not known: refused")
+            owner = self._owner.get(address)
+            if owner is not None and self._is_listed(owner):
                 continue
-            names.setdefault(name or str(address), []).append(address)
-        known = {member.name for member in listed}
-        return [
-            self._located(Member(name=name, exact=True), addresses)
-            for name, addresses in names.items()
-            if name not in known
-        ]
+            known = owner is not None and owner.here
+            if not known and self._in_doubt(address):
+                self._notes.append(
+                    f"{address} is attached; it may be a listed qube whose name is not known: refused (tag it in dom0: "
+                    "qvm-tags QUBE add proxyfw, or give the listed qubes their addresses)"
+                )
+                continue
+            names.setdefault(owner.name if owner is not None and known else str(address), []).append(address)
+        return [self._located(Member(name=name, exact=True), addresses) for name, addresses in names.items()]
 
-    def _in_doubt(self) -> bool:
-        """Whether an attached qube without a known name may be a listed one."""
-        visible = self._world.attached.visible if self._world.attached else frozenset()
-        unseen = (client for client in self._config.clients.values() if client.name not in visible)
-        return bool(self._config.tags) or any(not client.addresses for client in unseen)
+    def _is_listed(self, qube: Qube) -> bool:
+        """Whether anything says what this qube may do, under its name, a tag or one of its addresses."""
+        names = (qube.name, *map(str, qube.addresses))
+        return bool(self._tags(qube)) or any(name in self._config.clients or name in self._held for name in names)
+
+    def _in_doubt(self, address: IPAddress) -> bool:
+        """Whether an attached address that nobody here is known to have may be a listed qube's.
+
+        It may be where tags are listed, or a client of whom neither dom0 told nor the file gives an address of this
+        version.
+        """
+        return bool(self._config.tags) or any(
+            not self._is_told(name) and all(each.version != address.version for each in self._given(name))
+            for name in (*self._config.clients, *self._held)
+        )
+
+    def _is_told(self, name: str) -> bool:
+        """Whether dom0 told all about this listed client."""
+        address = parse_address(name)
+        return name in self._qubes or (address is not None and address in self._owner)
 
 
 def _rules(addresses: Sequence[IPAddress], rules: Mapping[IPAddress, RuleSet]) -> dict[int, RuleSet]:

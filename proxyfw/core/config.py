@@ -120,16 +120,26 @@ def check_profiles(config: Config, library_names: Collection[str]) -> list[Probl
 def check_addresses(config: Config) -> list[Problem]:
     """Outside Qubes OS: the clients that nobody could look up, each a warning at its line."""
     message = "its address is looked up on Qubes OS alone: here the client stays refused"
-    return [
+    clients = [
         Problem(client.where, f'"{client.name}": {message}', "give address: [10.137.0.12]", warning=True)
-        for client in (*config.clients.values(), *config.tags.values())
+        for client in config.clients.values()
         if not client.addresses
     ]
+    message = "tags are looked up on Qubes OS alone: here nobody has it"
+    return clients + [Problem(tag.where, f'"{tag.name}": {message}', warning=True) for tag in config.tags.values()]
 
 
 def is_qube_name(text: str) -> bool:
     """Whether Qubes OS lets a qube have this name."""
     return bool(_QUBE.fullmatch(text))
+
+
+def parse_address(text: str) -> IPAddress | None:
+    """The address; None where it is none, or has a zone."""
+    try:
+        return None if "%" in text else ip_address(text)
+    except ValueError:
+        return None
 
 
 def _clients(document: Document, node: Node | None) -> dict[str, Client]:
@@ -181,7 +191,7 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
 
 
 def _client_address(document: Document, text: Text) -> IPAddress | None:
-    address = _address(text.value)
+    address = parse_address(text.value)
     if address is None:
         document.error(text.where, f'"{text.value}" is not an address', "write it as in 10.137.0.12 or fd09::12")
         return None
@@ -194,13 +204,6 @@ def _client_address(document: Document, text: Text) -> IPAddress | None:
             document.error(text.where, message, "write the qube's own address, as dom0 shows it")
             return None
     return address
-
-
-def _address(text: str) -> IPAddress | None:
-    try:
-        return None if "%" in text else ip_address(text)
-    except ValueError:
-        return None
 
 
 def _chosen(document: Document, node: Node | None, key: str, choices: tuple[str, str]) -> bool:
@@ -224,7 +227,7 @@ def _upstream(document: Document, node: Node | None) -> tuple[tuple[IPAddress, i
 def _server(document: Document, text: Text) -> tuple[IPAddress, int] | None:
     # A bare IPv6 address has no port; every other form is split at its last colon.
     match = _RESOLVER.fullmatch(text.value)
-    address = _address(match[1].strip("[]") if match else text.value)
+    address = parse_address(match[1].strip("[]") if match else text.value)
     port = int(match[2]) if match and match[2] else 53
     if address is None or port > 65535 or address.is_multicast or address.is_unspecified:
         fix = "write it as in 10.139.1.1, 10.139.1.1:5353 or [2001:db8::53]:53"

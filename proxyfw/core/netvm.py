@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.config import is_qube_name, parse_address
 from proxyfw.core.qubes_rules import RuleSet, parse_rules
 
 RULES = "/qubes-firewall/"
@@ -17,19 +18,24 @@ _VISIBLE = "visible-ip"
 
 @dataclass(frozen=True, slots=True)
 class Qube:
-    """A qube attached to this netvm, as the Admin API tells."""
+    """A qube, as the Admin API tells. `here`: its netvm is this one, for all that is known just now."""
 
     name: str
     addresses: tuple[IPAddress, ...]
     tags: frozenset[str]
+    here: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """What the Admin API let us see: the attached `qubes`, and the names of all that it showed, attached or not."""
+    """The `qubes` of which the Admin API answered all that we ask, here or not. Of any other, nothing is known."""
 
     qubes: tuple[Qube, ...]
-    visible: frozenset[str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Theirs."""
+        return frozenset(qube.name for qube in self.qubes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Netvm:
     """What QubesDB says. An address that is not in `connected` belongs to nobody here, whatever rules it has.
 
     `upstream`: the resolvers of this netvm. `client_dns`: those that its clients are told (10.139.1.1 and .2).
-    `profiles`: by client, what dom0 holds. `problems`: what could not be read, for people.
+    `profiles`: by client, a qube's name or an address, what dom0 holds. `problems`: what could not be read, for people.
     """
 
     name: str = ""
@@ -72,7 +78,7 @@ def read_netvm(entries: Mapping[str, bytes], now: float = 0.0) -> Netvm:
     for path, value in text.items():
         if path.startswith(RULES):
             owner, _, key = path.removeprefix(RULES).partition("/")
-            address = _address(owner)
+            address = parse_address(owner)
             if address is None:
                 problems.append(f"{path}: this is not the path of an address")
             else:
@@ -81,7 +87,7 @@ def read_netvm(entries: Mapping[str, bytes], now: float = 0.0) -> Netvm:
                     rules[key] = value
         elif path.startswith("/mapped-ip/") and path.endswith(f"/{_VISIBLE}"):
             # A qube that is shown another address: it is connected by that one, and comes from its real one.
-            real, shown = _address(path.split("/")[2]), _address(value)
+            real, shown = parse_address(path.split("/")[2]), parse_address(value)
             if real is not None and shown in visible:
                 connected.add(real)
     read = {address: parse_rules(rules, now) for address, rules in by_address.items()}
@@ -95,12 +101,8 @@ def read_netvm(entries: Mapping[str, bytes], now: float = 0.0) -> Netvm:
         connected=frozenset(connected),
         upstream=_resolvers(text, "/qubes-"),
         client_dns=_resolvers(text, "/qubes-netvm-"),
-        profiles={
-            path.removeprefix(DOM0_PROFILES): tuple(value.split())
-            for path, value in text.items()
-            if path.startswith(DOM0_PROFILES)
-        },
-        problems=tuple(problems),
+        profiles=_profiles(text, problems),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -108,8 +110,7 @@ def world_as_data(entries: Mapping[str, bytes], attached: Attached | None) -> di
     """What the service knows, for a command that asks it: JSON's types."""
     data: dict[str, Any] = {"qubesdb": {path: value.decode("latin-1") for path, value in entries.items()}}
     if attached is not None:
-        data["visible"] = sorted(attached.visible)
-        data["qubes"] = [[q.name, [str(a) for a in q.addresses], sorted(q.tags)] for q in attached.qubes]
+        data["qubes"] = [[q.name, [str(a) for a in q.addresses], sorted(q.tags), q.here] for q in attached.qubes]
     return data
 
 
@@ -117,31 +118,39 @@ def world_from_data(data: Mapping[str, Any], now: float) -> World:
     """The same, read by the command. Raises KeyError, TypeError, ValueError where the data is something else."""
     attached = None
     if "qubes" in data:
-        qubes = tuple(
-            Qube(name, tuple(map(ip_address, addresses)), frozenset(tags)) for name, addresses, tags in data["qubes"]
+        attached = Attached(
+            tuple(
+                Qube(name, tuple(map(ip_address, addresses)), frozenset(tags), here)
+                for name, addresses, tags, here in data["qubes"]
+            )
         )
-        attached = Attached(qubes, frozenset(data["visible"]))
     return World(read_netvm({path: text.encode("latin-1") for path, text in data["qubesdb"].items()}, now), attached)
 
 
+def _profiles(text: Mapping[str, str], problems: list[str]) -> dict[str, tuple[str, ...]]:
+    """What dom0 holds, by client. A name goes into the ruleset, so it must be one."""
+    found = {}
+    for path, value in text.items():
+        if path.startswith(DOM0_PROFILES):
+            name = path.removeprefix(DOM0_PROFILES)
+            if is_qube_name(name) or str(parse_address(name)) == name:
+                found[name] = tuple(value.split())
+            else:
+                problems.append(f'{path}: "{name}" is neither the name of a qube nor an address at its shortest')
+    return found
+
+
 def _resolvers(text: Mapping[str, str], prefix: str) -> tuple[IPAddress, ...]:
-    found = (_address(text.get(f"{prefix}{which}-dns", "")) for which in ("primary", "secondary"))
+    found = (parse_address(text.get(f"{prefix}{which}-dns", "")) for which in ("primary", "secondary"))
     return tuple(dict.fromkeys(address for address in found if address is not None))
 
 
 def _addresses(text: str, problems: list[str]) -> set[IPAddress]:
     found = set()
     for word in text.split():
-        address = _address(word)
+        address = parse_address(word)
         if address is None:
             problems.append(f'connected addresses: "{word[:60]}" is not an address')
         else:
             found.add(address)
     return found
-
-
-def _address(text: str) -> IPAddress | None:
-    try:
-        return None if "%" in text else ip_address(text)
-    except ValueError:
-        return None

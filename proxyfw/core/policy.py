@@ -1,6 +1,6 @@
 """The decision, in one pure function: DESIGN section 2. The packet layer is rendered from the same data."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icl
 DNS over HTTPS in Firefox, iCloud Private Relay, and the discovery of designated resolvers (RFC 9462 section 4)."""
 
 _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
+_SHOWN = 4  # addresses of a name, in a detail
 
 _BELOW_CANARIES = tuple(f".{canary}" for canary in CANARIES)
 
@@ -122,12 +123,10 @@ class Policy:
             return closed
         if flow.protocol is Protocol.DNS:
             return _decide_query(client, flow)
-        if flow.port == DNS_PORT and transport in ("tcp", "udp"):
-            told = destination in self.client_dns
-            if told or not client.exact:
-                return self._decide_dns_packet(client, flow)
+        if self._is_for_relay(client, flow):
+            return self._decide_dns_packet(client, flow)
         by_rule = self._decide_by_rules(client, flow)
-        if destination is not None and self._kind(destination) is AddressKind.INTERNAL:
+        if destination is not None and self.is_internal(destination):
             rules = client.rules_for(destination)
             named = rules is not None and destination in rules.named()
             return by_rule if named and by_rule is not None else Deny(Reason.INTERNAL_ADDRESS)
@@ -169,11 +168,17 @@ class Policy:
         return Allow(Reason.QUBES_RULE, words, private=client.exact, by_name=by_name)
 
     def _first_rule(self, client: ClientPolicy, flow: Flow, names: Collection[Hostname]) -> Rule | None:
-        """The first rule that decides. `names`: by which the flow is known; its pins, where it says none itself."""
-        rules = client.rules_for(flow.destination)
+        """The first rule that decides. `names`: by which the flow is known; its pins, where it says none itself.
+
+        At an internal address, an accept counts only where it names that address and no other.
+        """
+        rules, to = client.rules_for(flow.destination), flow.destination
+        neighbour = to is not None and self.is_internal(to) and not self._is_for_relay(client, flow)
         attempt = Attempt(flow.destination, flow.protocol.transport, flow.port, names, flow.icmp_type)
         reached = _says_name(flow) or self.in_reach(Allow(Reason.QUBES_RULE, private=client.exact), flow.destination)
         for rule in rules.rules if rules is not None else ():
+            if neighbour and rule.action is Action.ACCEPT and rule.single != to:
+                continue
             if flow.broken is not None and rule.host is not None:
                 # It may name that host, for all that can be read of it: a drop holds, an accept does not.
                 if rule.action is Action.DROP and rule.covers(attempt.transport, flow.port):
@@ -181,6 +186,11 @@ class Policy:
             elif rule.matches(attempt, self.resolvers) and (rule.host is None or rule.action is Action.DROP or reached):
                 return rule
         return None
+
+    def _is_for_relay(self, client: ClientPolicy, flow: Flow) -> bool:
+        """Whether it is DNS that the relay takes, or Qubes' own DNAT, whatever address it is aimed at."""
+        dns = flow.port == DNS_PORT and flow.protocol.transport in ("tcp", "udp")
+        return dns and (not client.exact or flow.destination in self.client_dns)
 
     def _decide_dns_packet(self, client: ClientPolicy, flow: Flow) -> Verdict:
         """Where a packet to port 53 goes, whatever it asks for: rules by address may forbid it."""
@@ -223,18 +233,17 @@ class Policy:
         verdicts = [(each, self.decide(each)) for each in told]
         return next((found for found in verdicts if isinstance(found[1], Allow)), verdicts[0])
 
-    def decide_told(self, flow: Flow, names: Iterable[Hostname]) -> Verdict:
-        """The verdict on a flow that names a host, to an address that the client was told for `names`.
+    def dropped_as_aimed(self, flow: Flow, names: Iterable[Hostname]) -> Deny | None:
+        """The refusal of a flow that is to be dialled where the client aimed, by a Qubes rule; None: there is none.
 
-        Where it is dialled as the client aimed, what it says of its host is only a word: then a Qubes rule that drops
-        one of the names holds.
+        `names`: those pinned for that address. They count, and not the name that the flow itself says: that is only a
+        word, as it is not one of that name's own addresses that is dialled.
         """
-        verdict = self.decide(flow)
-        if isinstance(verdict, Allow) and not verdict.by_name and _says_name(flow):
-            told = self.decide_pinned(flow._replace(name=None, name_source=NameSource.NONE), names)[1]
-            if isinstance(told, Deny) and told.reason is Reason.QUBES_RULE:
-                return told
-        return verdict
+        client = self.clients.get(flow.client)
+        if client is None or not client.rules:
+            return None
+        told = self.decide_pinned(flow._replace(name=None, name_source=NameSource.NONE), names)[1]
+        return told if isinstance(told, Deny) and told.reason is Reason.QUBES_RULE else None
 
     def grants_unheard(self, client: str, transport: str, port: int) -> bool:
         """Whether anything may grant this port to this client before a word of it is heard: a pin, or a rule."""
@@ -274,11 +283,30 @@ class Policy:
         )
 
     def reachable(self, flow: Flow, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-        """Those of a name's addresses that its grant reaches (rebinding, SSRF), and that no Qubes rule drops."""
+        """Those of a name's addresses that its grant reaches (rebinding, SSRF), and that no Qubes rule drops.
+
+        Where the client has rules, a family without any is not reached: no rule could drop anything there.
+        """
         found = [address for address in addresses if self.in_reach(grant, address)]
-        if self.clients[flow.client].rules:
-            found = [each for each in found if not is_refused(self.decide(flow._replace(destination=each)))]
+        rules = self.clients[flow.client].rules
+        if rules:
+            found = [each for each in found if each.version in rules and self._dropped(flow, each) is None]
         return tuple(found)
+
+    def unreached(self, flow: Flow, grant: Allow, addresses: Sequence[IPAddress]) -> Deny:
+        """Why none of a name's addresses is `reachable`."""
+        dropped = (self._dropped(flow, each) for each in addresses if self.in_reach(grant, each))
+        by_rule = next((deny for deny in dropped if deny is not None and deny.reason is Reason.QUBES_RULE), None)
+        only = ", ".join(map(str, addresses[:_SHOWN]))
+        return by_rule or Deny(Reason.PRIVATE_ADDRESS, grant.rule, f"it has only {only}")
+
+    def _dropped(self, flow: Flow, address: IPAddress) -> Deny | None:
+        verdict = self.decide(flow._replace(destination=address))
+        return verdict if is_refused(verdict) else None
+
+    def is_internal(self, address: IPAddress) -> bool:
+        """Whether it is of rule 1: only a Qubes firewall rule that names it leads there."""
+        return self._kind(address) is AddressKind.INTERNAL
 
     def in_reach(self, grant: Allow, address: IPAddress | None) -> bool:
         """Whether a grant by name reaches this address of the name."""

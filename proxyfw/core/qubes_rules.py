@@ -78,6 +78,12 @@ class Rule:
         """Whether it asks for the destination's address."""
         return self.network is not None or self.dns
 
+    @property
+    def single(self) -> IPAddress | None:
+        """The one address that it names; None where it names none, or a network that merely includes it."""
+        network = self.network
+        return network.network_address if network is not None and network.prefixlen == network.max_prefixlen else None
+
     def transports(self) -> frozenset[str] | None:
         """The protocols that it matches; None: every one. Ports are of TCP and UDP, types are of ICMP."""
         if self.proto is not None:
@@ -149,9 +155,9 @@ class RuleSet:
         return tuple(dict.fromkeys(rule.host for rule in self.rules if rule.host is not None))
 
     def named(self) -> tuple[IPAddress, ...]:
-        """The single addresses that rules accept: what they name, and do not merely include."""
-        nets = [rule.network for rule in self.rules if rule.action is Action.ACCEPT and rule.network is not None]
-        return tuple(dict.fromkeys(net.network_address for net in nets if net.prefixlen == net.max_prefixlen))
+        """The single addresses that rules accept."""
+        found = (rule.single for rule in self.rules if rule.action is Action.ACCEPT)
+        return tuple(dict.fromkeys(address for address in found if address is not None))
 
 
 def parse_rule(text: str, number: str = "") -> Rule:

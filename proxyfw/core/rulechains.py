@@ -27,11 +27,16 @@ def host_sets(client: int, rules: RuleSet, version: int) -> Iterator[tuple[str, 
 
 
 def rule_lines(
-    client: int, rules: RuleSet, version: int, resolvers: Collection[IPAddress], accept: str
+    client: int, rules: RuleSet, version: int, resolvers: Collection[IPAddress], accept: str, within: bool = False
 ) -> Iterator[str]:
-    """The rules of one chain, for packets of one IP version. `accept`: the verdict of an accept rule."""
+    """The rules of one chain, for packets of one IP version. `accept`: the verdict of an accept rule.
+
+    `within`: for internal addresses, where an accept counts only if it names a single one.
+    """
     places = {host: place for place, host in enumerate(rules.hosts())}
     for rule in rules.rules:
+        if within and rule.action is Action.ACCEPT and rule.single is None:
+            continue
         verdict = accept if rule.action is Action.ACCEPT else REFUSE
         if rule.host is not None:
             yield from _host_lines(rule, version, host_set(client, places[rule.host], rule.action, version), verdict)
@@ -105,7 +110,7 @@ def _accepted_udp(rule: Rule, version: int, where: str, ports: str) -> str:
     """Forwarded, and told to the log. QUIC only where the rule says UDP."""
     if not rule.covers(*QUIC) and (rule.ports is None or rule.ports[0] <= QUIC[1] <= rule.ports[1]):
         ports += f" udp dport != {QUIC[1]}" if ports else f" dport != {QUIC[1]}"
-    return _line(where, f"udp{ports}" if ports else "meta l4proto udp", f"goto pinned{version}")
+    return _line(where, f"udp{ports}" if ports else "meta l4proto udp", f"goto hosted{version}")
 
 
 def _line(where: str, what: str, verdict: str) -> str:

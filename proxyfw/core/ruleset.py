@@ -1,6 +1,7 @@
 """The policy as nftables text: what addresses alone can decide, by the same order as `policy.decide`.
 
-The result is one transaction: the definitions, the static skeleton (iptables/proxyfw.nft), and a chain per client.
+The result is our whole table: the static skeleton (iptables/proxyfw.nft), and chains and sets of each client. How it
+takes the place of the one before is in generations.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +29,8 @@ nft takes no variable there, so they also stand in the skeleton."""
 RELAY_PORT = 3130
 """Where the relay takes TCP, on loopback."""
 
-USED_SETS = ("used4", "used6")
-"""The sets of pinned UDP ports by which a packet has gone lately: client, address, port."""
+USED_SETS = ("used4", "used6", "hosts-used4", "hosts-used6")
+"""The sets of what is pinned and by which a packet has gone lately: client, address, and of UDP ports the port."""
 
 INBOUND_SETS = ("inbound4", "inbound6", "pinged4", "pinged6")
 """The sets of connections to clients, whose answers are let through."""
@@ -99,7 +100,7 @@ def render(
     pinned: Mapping[Pinned, int] = MappingProxyType({}),
     beside_qubes: bool = False,
 ) -> str:
-    """The whole ruleset as one transaction that replaces the former one.
+    """The whole ruleset: our table with all that is in it.
 
     `pinned`: what is open by a pin, and for how many seconds still. `beside_qubes`: the tables of a Qubes netvm are in
     force as well, and judge connections from outside to clients.
@@ -116,8 +117,6 @@ def render(
         skeleton = skeleton.replace(f"${variable}", str(value))
     return "\n".join(
         [
-            f"table {TABLE}",
-            f"delete table {TABLE}",
             f"table {TABLE} {{",
             _set("never", (*INTERNAL, *EMBEDDING, *map(ip_network, policy.never))),
             "}",
@@ -132,18 +131,21 @@ def render(
     )
 
 
-def beside_qubes(missing: Iterable[str], tables: Iterable[str]) -> str:
+def beside_qubes(missing: Iterable[tuple[str, str]], tables: Iterable[str], downstream_group: int) -> str:
     """The nftables text that makes room beside the tables of a Qubes netvm.
 
-    `missing`: families (ip, ip6) whose `qubes custom-input` does not accept yet what is redirected here, and only that.
-    `tables`: those of qubes-firewall, whose work is done here from now on.
+    `missing`: families (ip, ip6) and those of Qubes' `custom-input` and `custom-forward` that do not have our rule. The
+    first accepts what is redirected here, and only that. The other refuses what was never judged here: should our table
+    be taken away, Qubes' own forward everything. `tables`: those of qubes-firewall, whose work is done here now.
     """
-    accept = f"meta mark & {MASK:#x} == {MARK:#x} accept comment {OURS}"
-    return "\n".join(
+    rules = {
+        "custom-input": f"meta mark & {MASK:#x} == {MARK:#x} accept comment {OURS}",
+        "custom-forward": f"iifgroup {downstream_group} meta mark & {MASK:#x} == 0 drop comment {OURS}",
+    }
+    return "".join(
         [
-            *(f"insert rule {family} qubes custom-input {accept}" for family in missing),
-            *(f"delete table {table}" for table in tables),
-            "",
+            *(f"insert rule {family} qubes {chain} {rules[chain]}\n" for family, chain in missing),
+            *(f"add table {table}\ndelete table {table}\n" for table in tables),
         ]
     )
 
@@ -175,8 +177,8 @@ def _rule_chains(
         dns.append("goto to-relay" if by_relay and rules.closing is Action.ACCEPT else accept)
     yield "rules", everything
     yield "dns", dns
-    if _neighbours(rules, version):
-        yield "within", list(rule_lines(number, rules, version, policy.resolvers, "goto forward-within"))
+    if _neighbours(policy, rules, version):
+        yield "within", list(rule_lines(number, rules, version, policy.resolvers, "goto forward-within", within=True))
 
 
 def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str]:
@@ -191,7 +193,7 @@ def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str
         lines += [f"{protocol} dport {DNS_PORT} goto to-relay" for protocol in ("udp", "tcp")]
     # Neighbours that a rule names go before rule 1; and after DNS, which no host rule takes past the relay.
     for version, rules in client.rules.items():
-        neighbours = _neighbours(rules, version)
+        neighbours = _neighbours(policy, rules, version)
         if neighbours:
             lines.append(f"{_ip(version)} daddr {{ {', '.join(map(str, neighbours))} }} jump within-{number}-{version}")
     lines += ["ip daddr @never4 goto refuse-internal", "ip6 daddr @never6 goto refuse-internal"]
@@ -209,8 +211,8 @@ def _dns_packets(number: int, client: ClientPolicy, policy: Policy, version: int
         yield f"meta nfproto ipv{version} {_DNS_PACKET} jump dns-{number}-{version}"
 
 
-def _neighbours(rules: RuleSet, version: int) -> list[IPAddress]:
-    return [address for address in rules.named() if address.version == version]
+def _neighbours(policy: Policy, rules: RuleSet, version: int) -> list[IPAddress]:
+    return [address for address in rules.named() if address.version == version and policy.is_internal(address)]
 
 
 def _granted_lines(client: ClientPolicy) -> list[str]:

@@ -19,6 +19,10 @@ class ControlError(Exception):
     """No service answers."""
 
 
+class NotPermitted(Exception):
+    """There may be a service, and it answers root alone."""
+
+
 class Control:
     """The service's end. `answer(command)` makes the reply to one command."""
 
@@ -56,7 +60,8 @@ class Control:
 
 
 def ask(path: Path, command: str) -> Answer:
-    """Sends one command to the running service. Raises ControlError when there is none, or it does not answer."""
+    """Sends one command to the running service. Raises ControlError when there is none, or it does not answer;
+    NotPermitted where that cannot be told."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_PATIENCE)
         try:
@@ -70,5 +75,7 @@ def ask(path: Path, command: str) -> Answer:
                 data += piece
             answer: Answer = json.loads(data)
             return answer
+        except PermissionError:
+            raise NotPermitted(f"only root may ask the running proxyfw ({path}); try it with sudo") from None
         except (OSError, ValueError) as error:
             raise ControlError(f"no running proxyfw answers at {path} ({error or 'no answer'})") from None

@@ -38,7 +38,11 @@ _OTHERS = (
 )
 """A watch on a directory, with the slash at its end, tells of all below it; any other of that very path alone."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before the daemon is looked for again
-_ERRORS = (RuntimeError, OSError)  # qubesdb.Error is a RuntimeError
+_LONGEST_PATH = 63  # QDB_MAX_PATH in include/qubesdb.h of qubes-core-qubesdb, without the NUL
+_ERRORS = (RuntimeError, OSError, ValueError, SystemError)
+"""qubesdb.Error is a RuntimeError. The last two: of a path that is no text (python/qubesdb.c sets an error, and goes on
+where it makes a list or dictionary).
+"""
 
 
 class QubesDbError(Exception):
@@ -94,11 +98,18 @@ class QubesDb:
             raise QubesDbError(_says(error)) from None
         return self._snapshot()
 
-    def follow(self, loop: AbstractEventLoop, on_change: OnChange, on_trouble: Callable[[str], None]) -> None:
+    def follow(
+        self,
+        loop: AbstractEventLoop,
+        on_change: OnChange,
+        on_trouble: Callable[[str], None],
+        on_end: Callable[[str], None],
+    ) -> None:
         """Tells of changes, in `loop`, from the snapshot of `start` on.
 
         on_change: a whole new snapshot, and the addresses whose rules were committed since the last one. on_trouble:
-        that the daemon has gone, once; the last snapshot stands until it is back, which is told as a change.
+        that the daemon has gone, once; the last snapshot stands until it is back, which is told as a change. on_end:
+        that nothing will be told any more, because of an error of this program.
         """
 
         def tell(callback: Callable[..., None], *what: object) -> None:
@@ -111,9 +122,9 @@ class QubesDb:
             try:
                 self._run(lambda committed: tell(on_change, self._snapshot(), committed), lambda s: tell(on_trouble, s))
             finally:
-                self._disconnect()
                 if not self._stopping:
-                    tell(on_trouble, "QubesDB is no longer followed: an unexpected error, see the journal")
+                    tell(on_end, "QubesDB is no longer followed: an unexpected error, see the journal")
+                self._disconnect()
 
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=run, name="qubesdb", daemon=True)
@@ -174,7 +185,8 @@ class QubesDb:
         for path in (*_OTHERS, _RULES):
             self._watching.watch(path)
         self._reading = module.QubesDB()
-        known = {path.removeprefix(_RULES) for path in self._reading.list(_RULES) or () if path.count("/") == 2}
+        listed = [path.removeprefix(_RULES) for path in self._reading.list(_RULES) or ()]
+        known = {address for address in listed if "/" not in address and _has_keys(address)}
         self._rules = {address: keys for address, keys in self._rules.items() if address in known}
         self._due, self._changed = known, set(_OTHERS)
         self._settle()
@@ -220,11 +232,14 @@ class QubesDb:
         for path in self._notices():
             if path.startswith(_RULES):
                 address, below, _ = path.removeprefix(_RULES).partition("/")
-                touched.add(address)
-                if below:
-                    self._due.discard(address)
-                else:
-                    self._due.add(address)
+                if path == _RULES:  # all of it was removed
+                    self._due |= self._rules.keys()
+                elif _has_keys(address):
+                    touched.add(address)
+                    if below:
+                        self._due.discard(address)
+                    else:
+                        self._due.add(address)
             else:
                 self._changed.update(o for o in _OTHERS if path == o or (o[-1] == "/" and path.startswith(o)))
         return touched
@@ -253,7 +268,7 @@ class QubesDb:
     def _rules_of(self, address: str) -> Entries:
         """The keys of an address; none where its empty key was removed."""
         own = self._reading.read(_RULES + address)
-        return {} if own is None else {_RULES + address: own, **self._reading.multiread(f"{_RULES}{address}/")}
+        return {} if own is None else {_RULES + address: own, **(self._reading.multiread(f"{_RULES}{address}/") or {})}
 
     def _other(self, path: str) -> Entries:
         if path.endswith("/"):
@@ -264,6 +279,11 @@ class QubesDb:
     def _snapshot(self) -> Entries:
         parts = (*self._others.values(), *self._rules.values())
         return {path: value for part in parts for path, value in part.items()}
+
+
+def _has_keys(address: str) -> bool:
+    """Whether there can be a path below that of the address: asking for a longer one is an error."""
+    return len(_RULES + address) < _LONGEST_PATH
 
 
 def _module() -> Any:

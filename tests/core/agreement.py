@@ -1,11 +1,12 @@
 """What the packet layer has to do with a packet, told from `policy.decide` alone."""
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
-from proxyfw.core.qubes_rules import Attempt
+from proxyfw.core.qubes_rules import Action, Attempt
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 
@@ -14,7 +15,7 @@ _UNSEEN = (Reason.NO_NAME, Reason.NO_MATCH, Reason.PRIVATE_ADDRESS)
 _REFUSALS = {Reason.QUBES_RULE: "refuse-qubes", Reason.INTERNAL_ADDRESS: "refuse-internal"}
 _REFUSALS |= dict.fromkeys(_UNSEEN, "refuse-no-name")
 _ANY = Allow(Reason.DOMAIN, private=True)  # it reaches whatever is not internal
-FORWARDED = frozenset({"forward-it", "forward-within", "pinned4", "pinned6"})
+FORWARDED = frozenset({"forward-it", "forward-within", "pinned4", "pinned6", "hosted4", "hosted6"})
 
 
 def end_of(verdict: Verdict) -> str:
@@ -42,9 +43,10 @@ def said_in(flow: Flow, pins: Iterable[Hostname], hosts: Iterable[Hostname]) -> 
 def wrong(policy: Policy, flow: Flow, pins: tuple[Hostname, ...], hosts: Iterable[Hostname], end: str) -> str:
     """What is wrong with this end of the flow's packets in the packet layer; "": nothing."""
     found = "forward" if end in FORWARDED else end
-    internal = not policy.in_reach(_ANY, flow.destination) and flow.destination not in policy.client_dns
-    if end == "forward-it" and internal:
-        return "forwarded to an internal address, which only forward-within does"
+    internal = not policy.in_reach(_ANY, flow.destination)
+    dnat = flow.destination in policy.client_dns and flow.port == 53  # Qubes' own takes it away from that address
+    if (end == "forward-it" and internal and not dnat) or (end == "forward-within" and not internal):
+        return f"{end}, and the address is {'internal' if internal else 'not internal'}"
     if found == "to-proxy":
         return _wrongly_to_proxy(policy, flow, said_in(flow, pins, hosts))
     if flow.protocol is not Protocol.TCP:
@@ -66,7 +68,10 @@ def _wrongly_to_proxy(policy: Policy, flow: Flow, all_said: Iterable[Flow]) -> s
     if ends in ({"refuse-internal"}, {"to-relay"}):
         return f"to the proxy, and it is {ends.pop()} whatever is said there"
     rules = policy.clients[flow.client].rules_for(flow.destination)
+    internal = not policy.in_reach(_ANY, flow.destination)
     for rule in rules.rules if rules is not None else ():
+        if internal and rule.action is Action.ACCEPT and rule.network != ip_network(str(flow.destination)):
+            continue
         if rule.host is not None and rule.covers("tcp", flow.port):
             return ""
         if rule.host is None and rule.matches(Attempt(flow.destination, "tcp", flow.port), policy.resolvers):

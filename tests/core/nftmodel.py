@@ -20,6 +20,8 @@ ENDS = frozenset(
         "to-relay",
         "pinned4",
         "pinned6",
+        "hosted4",
+        "hosted6",
         "refuse-no-name",
         "refuse-internal",
         "refuse-qubes",

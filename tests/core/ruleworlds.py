@@ -64,6 +64,12 @@ NETWORKS6 = tuple(
         ),
     )
 )
+NEIGHBOURS4 = tuple(
+    map(ip_network, ("10.137.0.12/32", "10.137.0.77/32", "172.16.3.4/32", "169.254.169.254/32", "10.139.1.1/32"))
+)
+NEIGHBOURS6 = tuple(map(ip_network, ("fd09:24ef:4179::a89:c/128", "64:ff9b::c000:201/128", "fe80::1/128")))
+"""Internal addresses: a rule that names one leads there, and one that merely includes it does not."""
+
 PORTS = (22, 53, 80, 123, 443, 1000)
 KINDS = ("net", "net", "net", "host", "host", "host", "dns", "any")
 ICMP_TYPES = (0, 3, 8, 128, 129)
@@ -141,9 +147,10 @@ def draw_rule(random: Random, version: int, kinds: Sequence[str]) -> str:
     words = [f"action={random.choice(('accept', 'drop'))}"]
     kind = random.choice(kinds)
     other = random.random() < 0.1
-    if kind == "net":
+    if kind in ("net", "neighbour"):
         of4 = (version == 4) != other
-        network = random.choice(NETWORKS4 if of4 else NETWORKS6)
+        networks4, networks6 = (NETWORKS4, NETWORKS6) if kind == "net" else (NEIGHBOURS4, NEIGHBOURS6)
+        network = random.choice(networks4 if of4 else networks6)
         words.append(f"dst{4 if of4 else 6}={network}")
     elif kind == "host":
         words.append(f"dsthost={random.choice((*HOSTS, *HOSTS, '203.0.113.16', '2001:db8:2::7'))}")
@@ -178,6 +185,14 @@ def draw_pinned_flow(random: Random, world: World) -> Flow:
     versions = {client: {address.version for address in found} for client, found in ADDRESSES.items()}
     pins = [(client, address) for client, address in world.pins if address.version in versions[client]]
     return _attempt(random, *random.choice(pins)) if pins else draw_flow(random, world)
+
+
+def draw_neighbour_flow(random: Random, world: World) -> Flow:
+    """An attempt at an internal address that some rule may name."""
+    client = random.choice(tuple(world.policy.clients))
+    versions = {address.version for address in ADDRESSES[client]}
+    network = random.choice([each for each in (*NEIGHBOURS4, *NEIGHBOURS6) if each.version in versions])
+    return _attempt(random, client, network.network_address)
 
 
 def _attempt(random: Random, client: str, destination: IPAddress) -> Flow:

@@ -33,14 +33,15 @@ def netvm(connected: str, held: dict[str, str] | None = None, rules: str | None 
     )
 
 
-def attached(*qubes: str, hidden: str = "") -> Attached:
-    """Each `name addresses... tag:x...`; `hidden`: the names of some that are visible and not attached."""
+def attached(*qubes: str) -> Attached:
+    """Each `name addresses... tag:x... elsewhere`, the last where its netvm is another."""
     found = []
     for text in qubes:
         name, *words = text.split()
         tags = frozenset(word.removeprefix("tag:") for word in words if word.startswith("tag:"))
-        found.append(Qube(name, addresses(" ".join(w for w in words if not w.startswith("tag:"))), tags))
-    return Attached(tuple(found), frozenset([*(qube.name for qube in found), *hidden.split()]))
+        own = addresses(" ".join(word for word in words if not word.startswith("tag:") and word != "elsewhere"))
+        found.append(Qube(name, own, tags, here="elsewhere" not in words))
+    return Attached(tuple(found))
 
 
 def found(text: str, world: World) -> tuple[dict[str, Member], list[str]]:
@@ -57,6 +58,7 @@ def where(clients: dict[str, Member]) -> dict[str, str]:
 
 
 WORK = "clients: {work: [a]}"
+TAGGED = "clients: {'tag:x': [a]}"
 FIXED = "clients: {work: {profiles: [a], address: [10.137.0.11]}}"
 
 
@@ -71,8 +73,14 @@ FIXED = "clients: {work: {profiles: [a], address: [10.137.0.11]}}"
         pytest.param(FIXED, World(netvm("", rules="10.137.0.11")), {"work": ""}, id="rules, and not connected yet"),
         pytest.param(WORK, World(netvm("10.137.0.11"), attached("work 10.137.0.11")), {"work": "10.137.0.11"},
                      id="an address that dom0 tells"),
-        pytest.param(WORK, World(netvm("10.137.0.11"), attached(hidden="work")), {"work": ""},
+        pytest.param(WORK, World(netvm("10.137.0.11"), attached("work 10.137.0.11 elsewhere")), {"work": ""},
                      id="dom0 shows it, and it is not attached"),
+        pytest.param(FIXED, World(netvm("10.137.0.11"), attached("work 10.137.0.11 elsewhere")),
+                     {"work": "10.137.0.11"}, id="a configured address, connected before dom0 was asked again"),
+        pytest.param(TAGGED, World(netvm("10.137.0.11"), attached("new 10.137.0.11 tag:x elsewhere")),
+                     {}, id="one with a listed tag that is not attached"),
+        pytest.param(WORK, World(netvm("10.137.0.12"), attached("work 10.137.0.12", "a 10.137.0.11", "b 10.137.0.11")),
+                     {"work": "10.137.0.12"}, id="two others have one address, and it is not connected"),
         pytest.param(WORK, World(netvm("10.137.0.11")), {"work": ""}, id="nobody told its address yet"),
         pytest.param(WORK, World(netvm("10.137.0.11 fd09::b"), attached("work 10.137.0.11 fd09::b")),
                      {"work": "10.137.0.11 fd09::b"}, id="both families"),
@@ -124,6 +132,12 @@ def test_a_client_that_is_shown_another_address_comes_from_the_real_one() -> Non
                      id="dom0 tells one address of two"),
         pytest.param(FIXED, ["work 10.137.0.12"], {"work": ""},
                      '"work": 10.137.0.11 is not its address, as dom0 says: refused', id="dom0 tells another address"),
+        pytest.param(FIXED, ["play 10.137.0.11 elsewhere"], {"work": ""},
+                     '"work": 10.137.0.11 is the address of "play", as dom0 says: refused',
+                     id="the configured address is one's that is not attached"),
+        pytest.param(WORK, ["work 10.137.0.11", "play 10.137.0.11 elsewhere"], {"work": ""},
+                     "10.137.0.11 is the address of work and play, as dom0 says: refused",
+                     id="dom0 tells one address of two, one of them not attached"),
         pytest.param(FIXED, ["play 10.137.0.12"], {"work": "10.137.0.11"}, None,
                      id="dom0 does not show it: the configuration is believed"),
     ],
@@ -206,6 +220,13 @@ def test_profiles_that_dom0_holds(
     assert notes == []
 
 
+def test_profiles_that_dom0_holds_do_not_attach_a_client() -> None:
+    clients, _ = found(
+        "clients: {}", World(netvm("10.137.0.11", {"work": "b"}), attached("work 10.137.0.11 elsewhere"))
+    )
+    assert where(clients) == {"work": ""}
+
+
 def test_a_profile_that_dom0_holds_and_that_does_not_exist_is_left_out_and_told() -> None:
     clients, notes = found(WORK, World(netvm("10.137.0.11", {"work": "b zzz"}), attached("work 10.137.0.11")))
     assert clients["work"].profiles == ("b",)
@@ -259,8 +280,26 @@ UNLISTED = "unlisted: qubes\n"
                      {"work": "10.137.0.11", "10.137.0.12": "10.137.0.12"}, id="beside a listed one with an address"),
         pytest.param(WORK, World(netvm("10.137.0.11 10.137.0.12"), attached("work 10.137.0.11", "new 10.137.0.12")),
                      {"work": "10.137.0.11", "new": "10.137.0.12"}, id="beside a listed one that dom0 tells of"),
-        pytest.param(WORK, World(netvm("10.137.0.12"), attached(hidden="work")),
+        pytest.param(WORK, World(netvm("10.137.0.12"), attached("work 10.137.0.11 elsewhere")),
                      {"work": "", "10.137.0.12": "10.137.0.12"}, id="the listed one is shown, and not attached"),
+        pytest.param(WORK, World(netvm("10.137.0.12"), attached("work elsewhere", "new 10.137.0.12 elsewhere")),
+                     {"work": "", "10.137.0.12": "10.137.0.12"}, id="with a name that is not known to be here"),
+        pytest.param(WORK, World(netvm("10.137.0.11"), attached("work 10.137.0.11 elsewhere")), {"work": ""},
+                     id="a listed one that is not known to be here is not unlisted"),
+        pytest.param(TAGGED, World(netvm("10.137.0.11"), attached("new 10.137.0.11 tag:x elsewhere")),
+                     {}, id="nor is one with a listed tag"),
+        pytest.param("", World(netvm("10.137.0.11", {"new": "b"}), attached("new 10.137.0.11 elsewhere")), {"new": ""},
+                     id="nor one that dom0 holds profiles for"),
+        pytest.param("", World(netvm("10.137.0.11 fd09::b", {"10.137.0.11": "b"}), attached("new 10.137.0.11 fd09::b")),
+                     {"10.137.0.11": "10.137.0.11"}, id="nor the other address of one that dom0 calls by its address"),
+        pytest.param("", World(netvm("10.137.0.11 10.137.0.12", {"10.137.0.11": "b"})),
+                     {"10.137.0.11": "10.137.0.11", "10.137.0.12": "10.137.0.12"},
+                     id="beside one that dom0 calls by its address"),
+        pytest.param("", World(netvm("10.137.0.11 fd09::c", {"10.137.0.11": "b"}), attached("new 10.137.0.11")),
+                     {"10.137.0.11": "10.137.0.11", "fd09::c": "fd09::c"},
+                     id="of another version, beside one that dom0 calls by its address and shows"),
+        pytest.param(WORK, World(netvm("10.137.0.12"), attached("new 10.137.0.12")),
+                     {"work": "", "new": "10.137.0.12"}, id="with a name, while the listed one is not shown"),
         pytest.param(FIXED, World(netvm("10.137.0.12"), attached("work 10.137.0.12")), {"work": ""},
                      id="a listed one at another address than the configured one is not unlisted"),
     ],
@@ -270,7 +309,7 @@ def test_who_is_not_listed_gets_what_sys_firewall_gives(text: str, world: World,
     assert where(clients) == wanted
     assert notes == []
     for name, client in clients.items():
-        assert client.exact == (name != "work")
+        assert client.exact == (name != "work" and not client.profiles and bool(client.addresses))
         if client.exact:
             assert (client.profiles, client.observe, client.dns_all) == ((), False, False)
             assert client.rules.keys() == {address.version for address in client.addresses}
@@ -280,17 +319,31 @@ def test_who_is_not_listed_gets_what_sys_firewall_gives(text: str, world: World,
     ("text", "world", "wanted"),
     [
         pytest.param(WORK, World(netvm("10.137.0.11")), {"work": ""}, id="a listed client without an address"),
-        pytest.param(WORK, World(netvm("10.137.0.11"), attached(hidden="other")), {"work": ""},
+        pytest.param(WORK, World(netvm("10.137.0.11"), attached("other elsewhere")), {"work": ""},
                      id="that dom0 does not show"),
-        pytest.param("clients: {'tag:x': [a]}", World(netvm("10.137.0.11"), attached()), {}, id="a listed tag"),
-        pytest.param("clients: {'tag:x': [a]}", World(netvm("10.137.0.11 10.137.0.12"), attached("new 10.137.0.12")),
+        pytest.param(WORK, World(netvm("10.137.0.11"), attached("other 10.137.0.11 elsewhere")), {"work": ""},
+                     id="that dom0 does not show, where the address was another's that is not here"),
+        pytest.param(TAGGED, World(netvm("10.137.0.11"), attached("other 10.137.0.11 elsewhere")), {},
+                     id="a listed tag, where the address was another's that is not here"),
+        pytest.param("", World(netvm("10.137.0.11", {"new": "b"})), {"new": ""}, id="one that dom0 holds profiles for"),
+        pytest.param("", World(netvm("10.137.0.11", {"new": "b"}), attached("other elsewhere")), {"new": ""},
+                     id="that it does not show"),
+        pytest.param("clients: {work: {profiles: [a], address: 'fd09::b'}}", World(netvm("10.137.0.11 fd09::b")),
+                     {"work": "fd09::b"}, id="a listed client whose IPv4 address nobody gives"),
+        pytest.param("", World(netvm("10.137.0.11 fd09::b", {"fd09::b": "b"})), {"fd09::b": "fd09::b"},
+                     id="one that dom0 calls by its other address"),
+        pytest.param(TAGGED, World(netvm("10.137.0.11"), attached()), {}, id="a listed tag"),
+        pytest.param(TAGGED, World(netvm("10.137.0.11 10.137.0.12"), attached("new 10.137.0.12")),
                      {"new": "10.137.0.12"}, id="a listed tag, beside one whose tags are known"),
     ],
 )  # fmt: skip
 def test_who_may_be_a_listed_client_is_refused_and_told(text: str, world: World, wanted: dict[str, str]) -> None:
     clients, notes = found(UNLISTED + text, world)
     assert where(clients) == wanted
-    assert notes == ["10.137.0.11 is attached; it may be a listed qube whose name is not known: refused"]
+    assert notes == [
+        "10.137.0.11 is attached; it may be a listed qube whose name is not known: refused (tag it in dom0: "
+        "qvm-tags QUBE add proxyfw, or give the listed qubes their addresses)"
+    ]
 
 
 def test_nobody_who_is_not_listed_is_a_client_where_the_configuration_denies_them() -> None:

@@ -1,12 +1,13 @@
 """A snapshot of QubesDB, read: whose rules, who is connected, which resolvers, what dom0 holds."""
 
+import json
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.core.netvm import Netvm, read_netvm
+from proxyfw.core.netvm import Attached, Netvm, Qube, World, read_netvm, world_as_data, world_from_data
 from proxyfw.core.qubes_rules import Action, RuleSet
 
 WORK, STUDY, SIX = (ip_address(text) for text in ("10.137.0.11", "10.137.0.12", "fd09:24ef:4179::a89:b"))
@@ -123,6 +124,50 @@ def test_what_cannot_be_read_is_told_of_who_is_connected() -> None:
         'firewall rules of 10.137.0.11: rule 0000 is left out ("action=accept dsthost=bad..name"): "bad..name": '
         "a label is empty (two dots in a row, or a dot at the start)",
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("work", True),
+        ("work-2.a_b", True),
+        ("10.137.0.12", True),
+        ("fd09:24ef:4179::a89:b", True),
+        ("fd09:24ef:4179::a89:b%eth0", False),
+        ("fd09:24ef:4179:0::a89:b", False),
+        ("FD09:24ef:4179::a89:b", False),
+        ("10.137.0.300", False),
+        ("", False),
+        ("-work", False),
+        ("a/b", False),
+        ("a@b", False),
+        ("a:b", False),
+        ("tag:x", False),
+        ('a"; accept', False),
+        ("work\n", False),
+        ("x" * 32, False),
+    ],
+)
+def test_only_a_name_or_an_address_is_one_that_dom0_holds_profiles_for(name: str, counts: bool) -> None:
+    found = read_netvm({f"/vm-config/proxyfw-{name}": b"github"})
+    problem = f'/vm-config/proxyfw-{name}: "{name}" is neither the name of a qube nor an address at its shortest'
+    assert (found.profiles, found.problems) == (({name: ("github",)}, ()) if counts else ({}, (problem,)))
+
+
+@pytest.mark.parametrize(
+    "attached",
+    [
+        None,
+        Attached(()),
+        Attached((Qube("a", (WORK, SIX), frozenset({"x", "y"}), True), Qube("b", (), frozenset(), False))),
+    ],
+    ids=["nothing told", "nobody", "two"],
+)
+def test_the_world_that_a_command_is_told_is_the_same(attached: Attached | None) -> None:
+    entries = {**STOCK, "/vm-config/odd": b"\xff\0"}
+    told = json.loads(json.dumps(world_as_data(entries, attached)))
+    assert world_from_data(told, 0.0) == World(read_netvm(entries), attached)
+    assert attached is None or attached.names == {qube.name for qube in attached.qubes}
 
 
 def test_bytes_that_are_no_text_close() -> None:

@@ -192,8 +192,22 @@ ISSUE = f"{A}\n{B24}\n{H443}\naction=drop"
         pytest.param(f"action=drop proto=udp\naction=accept dst4={NEIGHBOUR}/32", f"udp {NEIGHBOUR} 22",
                      dropped("0000: action=drop proto=udp"), id="a drop before the rule that names it"),
         pytest.param(f"action=accept dst4=10.0.0.0/8 proto=udp\naction=accept dst4={NEIGHBOUR}/32 proto=tcp",
-                     f"udp {NEIGHBOUR} 22", qubes("0000: action=accept dst4=10.0.0.0/8 proto=udp"),
-                     id="once named, what includes it counts as well"),
+                     f"udp {NEIGHBOUR} 22", INTERNAL, id="named for TCP, and merely included for UDP"),
+        pytest.param(f"action=accept proto=udp\naction=accept dst4={NEIGHBOUR}/32 proto=tcp", f"udp {NEIGHBOUR} 22",
+                     INTERNAL, id="the same without any network"),
+        pytest.param(f"action=accept dst4=10.0.0.0/8\naction=drop dst4=10.137.0.0/16\n"
+                     f"action=accept dst4={NEIGHBOUR}/32", f"tcp {NEIGHBOUR} 22",
+                     dropped("0001: action=drop dst4=10.137.0.0/16"), id="what includes it hides no drop"),
+        pytest.param(f"action=accept dst4=10.0.0.0/8\naction=accept dst4={NEIGHBOUR}/32", f"tcp {NEIGHBOUR} 22",
+                     qubes(f"0001: action=accept dst4={NEIGHBOUR}/32"), id="the rule that names it is what counts"),
+        pytest.param(f"action=accept dsthost=h.example\naction=accept dst4={NEIGHBOUR}/32 proto=tcp dstports=22-22",
+                     f"tls {NEIGHBOUR} 443 h.example", INTERNAL, id="named on a port, and under an accepted name"),
+        pytest.param(f"action=drop dsthost=h.example\naction=accept dst4={NEIGHBOUR}/32",
+                     f"tls {NEIGHBOUR} 443 h.example", dropped("0000: action=drop dsthost=h.example"),
+                     id="named, and under a dropped name"),
+        pytest.param("action=accept dst4=192.168.1.1/32 proto=tcp\naction=accept dst4=192.168.0.0/16",
+                     "udp 192.168.1.1 22", qubes("0001: action=accept dst4=192.168.0.0/16"),
+                     id="a single address that is not internal: all rules count"),
         pytest.param("action=accept dst4=169.254.169.254/32", "tcp 169.254.169.254 80",
                      qubes("0000: action=accept dst4=169.254.169.254/32"), id="link-local that a rule names"),
         pytest.param("action=accept dst4=0.0.0.0/0", "tcp 127.0.0.1 80", INTERNAL, id="loopback in every address"),
@@ -377,7 +391,9 @@ def test_a_name_that_one_family_accepts_resolves() -> None:
                      f"192.168.1.1 10.137.0.99 {NEIGHBOUR} 127.0.0.1 ::1 192.0.2.1", "192.0.2.1",
                      id="a host rule leads to nothing private"),
         pytest.param("action=accept dsthost=h.example", "tls - 443 h.example", f"192.0.2.1 {SIX}", "192.0.2.1",
-                     id="nor to a family that has no such rule"),
+                     id="nor to a family without rules"),
+        pytest.param("", "tls - 443 web.example", f"{SIX} 192.0.2.1", "192.0.2.1",
+                     id="nor does a profile's grant"),
     ],
 )  # fmt: skip
 def test_where_a_grant_by_name_leads(rules: str, attempt: str, addresses: str, reached: str) -> None:
@@ -386,6 +402,21 @@ def test_where_a_grant_by_name_leads(rules: str, attempt: str, addresses: str, r
     grant = own.decide(asked)
     assert isinstance(grant, Allow)
     assert own.reachable(asked, grant, map(ip_address, addresses.split())) == tuple(map(ip_address, reached.split()))
+
+
+def test_a_family_without_rules_is_reached_where_the_client_has_none_at_all() -> None:
+    asked, addresses = flow("tls - 443 web.example"), (ip_address(SIX), ip_address("192.0.2.1"))
+    outside_qubes = policy(None)
+    assert outside_qubes.reachable(asked, WEB, addresses) == addresses
+    assert policy("", "").reachable(asked, WEB, addresses) == addresses
+    assert policy(None, "action=accept dsthost=z.example").reachable(asked, WEB, addresses) == addresses[:1]
+
+
+def test_a_name_that_only_the_other_familys_rules_accept_leads_nowhere_there() -> None:
+    own, asked = policy("action=accept dsthost=h.example", "action=drop proto=icmp"), flow("tls - 443 h.example")
+    grant = own.decide(asked)
+    assert isinstance(grant, Allow)
+    assert own.reachable(asked, grant, [ip_address(SIX)]) == ()
 
 
 # unlisted: qubes: exactly what sys-firewall would do.
@@ -403,6 +434,7 @@ CLOSING_DROP = Deny(Reason.QUBES_RULE, "qubes: the closing drop")
         pytest.param("action=accept", "tcp 192.168.1.1 22", CLOSING_ACCEPT, id="for private addresses"),
         pytest.param("action=accept", f"tls {SOMEWHERE} 443 evil.example", CLOSING_ACCEPT, id="whatever the name"),
         pytest.param("action=accept", f"tcp {NEIGHBOUR} 22", INTERNAL, id="a neighbour is not reached"),
+        pytest.param("action=accept dst4=0.0.0.0/0", f"tcp {NEIGHBOUR} 22", INTERNAL, id="nor by every address"),
         pytest.param(f"action=accept dst4={NEIGHBOUR}/32", f"tcp {NEIGHBOUR} 22",
                      qubes(f"0000: action=accept dst4={NEIGHBOUR}/32", private=True), id="unless a rule names it"),
         pytest.param("action=drop", f"tcp {SOMEWHERE} 22", CLOSING_DROP, id="the closing drop counts"),
@@ -496,31 +528,75 @@ def test_a_client_that_is_not_listed_gets_what_sys_firewall_gives(seed: int) -> 
         if protocol is Protocol.ICMP:
             attempt = attempt._replace(port=0, icmp_type=random.choice((0, 3, 8, 128)))
         verdict = own.decide(attempt)
-        if verdict.reason is Reason.INTERNAL_ADDRESS:
+        if attempt.destination is None or own.is_internal(attempt.destination):
             continue  # rule 1 goes further than sys-firewall does
         wanted = sys_firewall(texts, closing, attempt)
         assert isinstance(verdict, Allow) == (wanted == "accept"), (texts, closing, attempt, verdict)
 
 
+# What is dialled where the client aimed: what it says of its host does not hide what it was told of the address.
+
+B = "action=drop dsthost=b.example"
+
+
 @pytest.mark.parametrize(
-    ("rules", "attempt", "verdict"),
+    ("rules", "attempt", "dropped_by"),
     [
-        pytest.param(f"action=drop dsthost=b.example\n{A}", f"tls {SOMEWHERE} 443 z.example",
-                     dropped("0000: action=drop dsthost=b.example"), id="a lie about the host of a dropped name"),
-        pytest.param(f"action=drop dsthost=b.example\n{A}", f"http {SOMEWHERE} 80 z.example",
-                     dropped("0000: action=drop dsthost=b.example"), id="the same in HTTP"),
-        pytest.param("action=drop dsthost=b.example", "tls 203.0.113.9 443 z.example",
-                     dropped("0000: action=drop dsthost=b.example"), id="where a network would grant the address"),
-        pytest.param("action=drop dsthost=b.example", f"tls {SOMEWHERE} 443 web.example", WEB,
-                     id="a granted name on that address: its own addresses are dialled"),
-        pytest.param(f"action=drop dsthost=c.example\n{A}", f"tls {SOMEWHERE} 443 z.example",
-                     qubes(f"0001: {A}"), id="another name is dropped"),
-        pytest.param("action=drop dsthost=b.example proto=tcp dstports=25-25\n" + A, f"tls {SOMEWHERE} 443 z.example",
-                     qubes(f"0001: {A}"), id="another port is dropped"),
+        pytest.param(f"{B}\n{A}", f"tls {SOMEWHERE} 443 z.example", f"0000: {B}", id="a lie about the host"),
+        pytest.param(f"{B}\n{A}", f"http {SOMEWHERE} 80 z.example", f"0000: {B}", id="the same in HTTP"),
+        pytest.param(f"{B}\n{A}", f"tcp {SOMEWHERE} 22", f"0000: {B}", id="nothing said at all"),
+        pytest.param(B, "tls 203.0.113.9 443 z.example", f"0000: {B}", id="where a network would grant the address"),
+        pytest.param(B, f"tls {SOMEWHERE} 443 web.example", f"0000: {B}", id="a granted name is a word as well"),
+        pytest.param(f"action=accept dsthost=z.example\n{B}", f"tls {SOMEWHERE} 443 z.example", f"0001: {B}",
+                     id="and so is one that a rule before it accepts"),
+        pytest.param(f"{A}\n{B}", f"tls {SOMEWHERE} 443 z.example", None, id="the address is accepted before it"),
+        pytest.param(f"action=drop dsthost=c.example\n{A}", f"tls {SOMEWHERE} 443 z.example", None,
+                     id="another name is dropped"),
+        pytest.param(f"{B} proto=tcp dstports=25-25\n{A}", f"tls {SOMEWHERE} 443 z.example", None,
+                     id="another port is dropped"),
+        pytest.param("", f"tls {SOMEWHERE} 443 z.example", None, id="no rule"),
     ],
 )  # fmt: skip
-def test_what_a_client_says_of_its_host_does_not_hide_what_it_was_told(
-    rules: str, attempt: str, verdict: Verdict
+@pytest.mark.parametrize("observe", [False, True], ids=["enforced", "observed"])
+def test_a_drop_of_a_name_holds_for_the_addresses_that_the_client_was_told_for_it(
+    rules: str, attempt: str, dropped_by: str | None, observe: bool
 ) -> None:
-    told = [normalise("b.example")]
-    assert policy(rules).decide_told(flow(attempt), told) == verdict
+    own, told = policy(rules, observe=observe), [normalise("b.example")]
+    wanted = dropped(dropped_by) if dropped_by else None
+    assert own.dropped_as_aimed(flow(attempt), told) == wanted
+    assert own.dropped_as_aimed(flow(attempt), [normalise("other.example"), *told]) == wanted
+
+
+def test_where_the_client_was_told_the_accepted_name_as_well_the_order_of_the_rules_counts() -> None:
+    attempt, told = flow(f"tls {SOMEWHERE} 443 z.example"), [normalise("b.example"), normalise("z.example")]
+    z = "action=accept dsthost=z.example"
+    assert policy(f"{z}\n{B}").dropped_as_aimed(attempt, told) is None
+    assert policy(f"{B}\n{z}").dropped_as_aimed(attempt, told) == dropped(f"0000: {B}")
+
+
+def test_nothing_is_dropped_where_the_client_was_told_nothing() -> None:
+    assert policy(f"{B}\n{A}").dropped_as_aimed(flow(f"tls {SOMEWHERE} 443 z.example"), []) is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "attempt", "addresses", "reason"),
+    [
+        pytest.param("action=drop dst4=192.0.2.0/24", "tls - 443 web.example", "192.168.1.1 192.0.2.1 192.0.2.2",
+                     dropped("0000: action=drop dst4=192.0.2.0/24"), id="a rule dropped those that the grant reaches"),
+        pytest.param("", "tls - 443 web.example", "192.168.1.1 10.0.0.1",
+                     Deny(Reason.PRIVATE_ADDRESS, "web: web.example", "it has only 192.168.1.1, 10.0.0.1"),
+                     id="the grant reaches none"),
+        pytest.param("action=drop dst4=192.168.0.0/16", "tls - 443 web.example", "192.168.1.1",
+                     Deny(Reason.PRIVATE_ADDRESS, "web: web.example", "it has only 192.168.1.1"),
+                     id="nor would it without the rule"),
+        pytest.param("", "tls - 443 web.example", SIX,
+                     Deny(Reason.PRIVATE_ADDRESS, "web: web.example", f"it has only {SIX}"),
+                     id="a family that the client has no rules for"),
+    ],
+)  # fmt: skip
+def test_why_no_address_of_a_name_is_reached(rules: str, attempt: str, addresses: str, reason: Deny) -> None:
+    own, asked, found = policy(rules), flow(attempt), tuple(map(ip_address, addresses.split()))
+    grant = own.decide(asked)
+    assert isinstance(grant, Allow)
+    assert own.reachable(asked, grant, found) == ()
+    assert own.unreached(asked, grant, found) == reason

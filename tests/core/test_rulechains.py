@@ -18,7 +18,19 @@ from agreement import wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nftmodel import Packet, UnknownSyntax
-from ruleworlds import ADDRESSES, CLIENT_DNS, HOSTS, LIBRARY, UPSTREAM, World, draw_flow, draw_pinned_flow, draw_world
+from ruleworlds import (
+    ADDRESSES,
+    CLIENT_DNS,
+    HOSTS,
+    KINDS,
+    LIBRARY,
+    UPSTREAM,
+    World,
+    draw_flow,
+    draw_neighbour_flow,
+    draw_pinned_flow,
+    draw_world,
+)
 
 from proxyfw.core import ruleset
 from proxyfw.core.clients import Member
@@ -76,11 +88,20 @@ def test_the_packet_layer_decides_as_the_policy_does_where_names_are_pinned(seed
     check(world, [draw_pinned_flow(random, world) for _ in range(FLOWS)])
 
 
+@many
+@given(st.integers(0, 2**32))
+def test_the_packet_layer_decides_as_the_policy_does_between_clients(seed: int) -> None:
+    random = Random(seed)
+    world = draw_world(random, kinds=("neighbour", "neighbour", "neighbour", "net", "host", "dns", "any"))
+    check(world, [draw_neighbour_flow(random, world) for _ in range(FLOWS)])
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False))
 def test_the_same_with_choices_that_hypothesis_makes_small(random: Random) -> None:
-    world = draw_world(random)
-    check(world, [draw(random, world) for draw in (draw_flow, draw_pinned_flow) for _ in range(FLOWS)])
+    world = draw_world(random, kinds=(*KINDS, "neighbour"))
+    draws = (draw_flow, draw_pinned_flow, draw_neighbour_flow)
+    check(world, [draw(random, world) for draw in draws for _ in range(FLOWS)])
 
 
 def policy(rules: str, profiles: tuple[str, ...] = (), *, exact: bool = False, observe: bool = False) -> Policy:
@@ -120,11 +141,11 @@ def policy(rules: str, profiles: tuple[str, ...] = (), *, exact: bool = False, o
         pytest.param("action=drop dsthost=a.example proto=udp dstports=123-123",
                      ["ip daddr @host-0-0d4 udp dport 123-123 goto refuse-qubes"], id="a host over UDP, refused"),
         pytest.param("action=accept dsthost=a.example proto=udp dstports=123-123", [
-            "ip daddr @host-0-0a4 udp dport 123-123 goto pinned4",
+            "ip daddr @host-0-0a4 udp dport 123-123 goto hosted4",
         ], id="a host over UDP"),
         pytest.param("action=accept dsthost=a.example", [
             "meta l4proto tcp goto to-proxy",
-            "ip daddr @host-0-0a4 udp dport != 443 goto pinned4",
+            "ip daddr @host-0-0a4 udp dport != 443 goto hosted4",
             "ip daddr @host-0-0a4 meta l4proto != { tcp, udp } goto forward-it",
         ], id="a host over everything, less QUIC"),
         pytest.param("action=drop dsthost=a.example", [
@@ -160,6 +181,32 @@ def test_the_order_of_a_listed_clients_chain() -> None:
         "meta l4proto tcp goto to-proxy",
         "goto refuse-no-name",
     ]
+
+
+def test_the_chain_to_neighbours_has_every_drop_and_the_accepts_that_name_one_address() -> None:
+    rules = """
+        action=accept dst4=10.0.0.0/8
+        action=drop dst4=10.137.0.0/24 proto=udp
+        action=accept proto=tcp
+        action=accept dsthost=a.example
+        action=drop dsthost=b.example proto=udp
+        action=accept dst4=10.137.0.12/32
+        action=accept specialtarget=dns
+    """
+    chains = nftmodel.read(ruleset.render(policy(rules), "", 2)).chains
+    assert [" ".join(words) for words in chains["within-0-4"]] == [
+        "ip daddr 10.137.0.0/24 meta l4proto udp goto refuse-qubes",
+        "ip daddr @host-0-1d4 meta l4proto udp goto refuse-qubes",
+        "ip daddr 10.137.0.12/32 goto forward-within",
+    ]
+
+
+def test_only_internal_addresses_are_neighbours() -> None:
+    rules = "action=accept dst4=192.0.2.1/32 proto=tcp\naction=accept dst4=192.168.1.1/32"
+    assert "within-0-4" not in nftmodel.read(ruleset.render(policy(rules), "", 2)).chains
+    both = policy(f"{rules}\naction=accept dst4=10.137.0.12/32")
+    lines = [" ".join(words) for words in nftmodel.read(ruleset.render(both, "", 2)).chains["client-0"]]
+    assert [line for line in lines if "within" in line] == ["ip daddr { 10.137.0.12 } jump within-0-4"]
 
 
 @pytest.mark.parametrize(

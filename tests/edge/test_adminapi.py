@@ -19,7 +19,8 @@ from qubesd import POLICY, Qubesd, error
 
 from proxyfw.core.netvm import Attached, Qube
 from proxyfw.edge import adminapi as edge
-from proxyfw.edge.adminapi import AdminApi, AdminError, Declined, Refused
+from proxyfw.edge.adminapi import AdminApi, Refused
+from proxyfw.edge.adminway import AdminError, Declined, Library, Program
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
 GET = "admin.vm.property.Get"
@@ -43,7 +44,7 @@ def dom0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubesd]:
 @pytest.fixture(params=["program", "library"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "program":
-        monkeypatch.setattr(edge, "_best_way", edge._Program)
+        monkeypatch.setattr(edge, "best_way", Program)
     else:
         config = pytest.importorskip("qubesadmin.config", reason="Qubes' library qubesadmin is not installed")
         monkeypatch.setattr(config, "QREXEC_CLIENT_VM", str(DOUBLES / "qrexec-client-vm"))
@@ -69,8 +70,8 @@ def asked(api: AdminApi | None = None, known: Attached | None = None) -> Attache
     return answers[0]
 
 
-def qube(name: str, *addresses: str, tags: tuple[str, ...] = ("proxyfw",)) -> Qube:
-    return Qube(name, tuple(map(ip_address, addresses)), frozenset(tags))
+def qube(name: str, *addresses: str, tags: tuple[str, ...] = ("proxyfw",), here: bool = True) -> Qube:
+    return Qube(name, tuple(map(ip_address, addresses)), frozenset(tags), here)
 
 
 @pytest.mark.usefixtures("way")
@@ -86,22 +87,26 @@ class TestAttached:
             (
                 qube("study", "10.137.0.12"),
                 qube("work", "10.137.0.11", "fd09:24ef:4179::a89:b", tags=("proxyfw", "research")),
-            ),
-            frozenset({"study", "work"}),
+            )
         )
         assert (api.refused, api.odd) == ([], [])
 
-    def test_a_qube_elsewhere_is_seen_but_not_attached_and_costs_one_call(self, dom0: Qubesd) -> None:
+    def test_a_qube_elsewhere_is_known_and_not_here(self, dom0: Qubesd) -> None:
         dom0.add("here", "10.137.0.11")
-        dom0.add("elsewhere", "10.137.0.12", netvm="sys-whonix")
+        dom0.add("elsewhere", "10.137.0.12", netvm="sys-whonix", tags=("proxyfw", "research"))
         dom0.add("offline", "10.137.0.13", netvm="")
-        assert asked() == Attached((qube("here", "10.137.0.11"),), frozenset({"here", "elsewhere", "offline"}))
-        assert len(dom0.calls) == 1 + 4 + 1 + 1
+        dom0.add("nowhere", netvm="")
+        assert asked().qubes == (
+            qube("elsewhere", "10.137.0.12", tags=("proxyfw", "research"), here=False),
+            qube("here", "10.137.0.11"),
+            qube("nowhere", here=False),
+            qube("offline", "10.137.0.13", here=False),
+        )
 
     def test_a_qube_that_the_policy_does_not_name_is_not_seen(self, dom0: Qubesd) -> None:
         dom0.add("work", "10.137.0.11")
         dom0.add("vault", "10.137.0.12", tags=[])
-        assert asked().visible == {"work"}
+        assert asked().names == {"work"}
 
     def test_a_halted_qube_is_attached_before_it_starts(self, dom0: Qubesd) -> None:
         dom0.add("work", "10.137.0.11", state="Halted")
@@ -111,7 +116,19 @@ class TestAttached:
         dom0.add("first", "10.137.0.11", "fd09:24ef:4179::a89:b", state="Halted")
         dom0.add("second", "10.137.0.11", state="Transient")
         dom0.add("third", "10.137.0.11", state="Halted")
-        assert asked().qubes == (qube("first", "fd09:24ef:4179::a89:b"), qube("second", "10.137.0.11"))
+        assert asked().qubes == (
+            qube("first", "fd09:24ef:4179::a89:b"),
+            qube("second", "10.137.0.11"),
+            qube("third"),
+        )
+
+    @pytest.mark.parametrize(("netvm", "state"), [("sys-net", "Running"), ("sys-fw", "Halted")])
+    def test_an_address_of_a_halted_qube_is_its_own_unless_another_runs_here(
+        self, netvm: str, state: str, dom0: Qubesd
+    ) -> None:
+        dom0.add("first", "10.137.0.11", state="Halted")
+        dom0.add("second", "10.137.0.11", state=state, netvm=netvm)
+        assert [str(each) for found in asked().qubes for each in found.addresses] == ["10.137.0.11"] * 2
 
     def test_a_value_is_never_an_old_one(self, dom0: Qubesd) -> None:
         dom0.add("work", "10.137.0.11")
@@ -121,45 +138,26 @@ class TestAttached:
         dom0.tag("work", "research")
         assert asked(api).qubes == (qube("work", "10.137.0.12", tags=("proxyfw", "research")),)
         dom0.set("work", "netvm", "sys-net")
-        assert asked(api).qubes == ()
+        assert asked(api).qubes == (qube("work", "10.137.0.12", tags=("proxyfw", "research"), here=False),)
 
+    @pytest.mark.parametrize("target", ["work", "*"])
     @pytest.mark.parametrize(
-        ("call", "target", "line", "left"),
+        ("call", "line"),
         [
-            (
-                f"{GET}+netvm",
-                "work",
-                f"{GET}  +netvm  sys-fw  @tag:proxyfw  allow target=dom0",
-                (qube("study", "10.137.0.12"),),
-            ),
-            (
-                f"{GET}+ip6",
-                "*",
-                f"{GET}  +ip6  sys-fw  @tag:proxyfw  allow target=dom0",
-                (qube("study", "10.137.0.12"), qube("work", "10.137.0.11")),
-            ),
-            (
-                f"{GET}+ip",
-                "work",
-                f"{GET}  +ip  sys-fw  @tag:proxyfw  allow target=dom0",
-                (qube("study", "10.137.0.12"), qube("work", "fd09:24ef:4179::a89:b")),
-            ),
-            (
-                "admin.vm.tag.List",
-                "work",
-                "admin.vm.tag.List  +  sys-fw  @tag:proxyfw  allow target=dom0",
-                (qube("study", "10.137.0.12"), qube("work", "10.137.0.11", "fd09:24ef:4179::a89:b", tags=())),
-            ),
+            (f"{GET}+netvm", f"{GET}  +netvm  sys-fw  @tag:proxyfw  allow target=dom0"),
+            (f"{GET}+ip", f"{GET}  +ip  sys-fw  @tag:proxyfw  allow target=dom0"),
+            (f"{GET}+ip6", f"{GET}  +ip6  sys-fw  @tag:proxyfw  allow target=dom0"),
+            ("admin.vm.tag.List", "admin.vm.tag.List  +  sys-fw  @tag:proxyfw  allow target=dom0"),
         ],
     )
-    def test_what_is_refused_is_left_out_and_its_line_is_told(
-        self, call: str, target: str, line: str, left: tuple[Qube, ...], dom0: Qubesd
+    def test_a_qube_of_which_anything_is_refused_is_left_out_and_the_line_is_told(
+        self, call: str, line: str, target: str, dom0: Qubesd
     ) -> None:
         dom0.add("work", "10.137.0.11", "fd09:24ef:4179::a89:b")
         dom0.add("study", "10.137.0.12")
         dom0.refuse(call, target)
         api = AdminApi("sys-fw")
-        assert asked(api).qubes == left
+        assert asked(api).qubes == ((qube("study", "10.137.0.12"),) if target == "work" else ())
         assert (api.refused, api.odd) == ([line], [])
 
     def test_without_any_policy(self, dom0: Qubesd) -> None:
@@ -173,7 +171,7 @@ class TestAttached:
         dom0.add("work", "10.137.0.11")
         dom0.policy = POLICY.splitlines()[0]
         api = AdminApi("sys-fw")
-        assert asked(api) == Attached((), frozenset())
+        assert asked(api) == Attached(())
         [said] = api.odd
         assert said.endswith("its policy lacks: admin.vm.List  +  sys-fw  @tag:proxyfw  allow target=dom0")
 
@@ -183,7 +181,7 @@ class TestAttached:
         dom0.add("gone", "10.137.0.12")
         dom0.answer(call, "gone", error("QubesVMNotFoundError", "No such domain: 'gone'"))
         api = AdminApi("sys-fw")
-        assert qube("work", "10.137.0.11") in asked(api).qubes
+        assert asked(api).qubes == (qube("work", "10.137.0.11"),)
         assert (api.refused, api.odd) == ([], [])
 
     def test_another_error_of_dom0_is_told(self, dom0: Qubesd) -> None:
@@ -212,15 +210,17 @@ class TestAttached:
             (f"{GET}+ip", "default=True type=str None"),
             (f"{GET}+ip6", "default=True type=str fe80::1%eth0"),
             (f"{GET}+netvm", "default=True type=str sys-fw"),
+            (f"{GET}+netvm", ""),
+            (f"{GET}+ip", ""),
             ("admin.vm.tag.List", "proxyfw\na b\n"),
+            ("admin.vm.tag.List", "proxyfw\r\n"),
         ],
     )
     def test_an_odd_value_is_not_used_and_told(self, call: str, value: str, dom0: Qubesd) -> None:
         dom0.add("work", "10.137.0.11")
         dom0.answer(call, "work", b"0\0" + value.encode())
         api = AdminApi("sys-fw")
-        left = () if call.endswith(("+ip", "+netvm")) else (qube("work", "10.137.0.11"),)
-        assert asked(api).qubes == left
+        assert asked(api).qubes == ()
         assert [said.split(":")[0] for said in api.odd] == ["work"]
 
     @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ class TestAttached:
         dom0.add("study", "10.137.0.12")
         dom0.answer("admin.vm.List", "dom0", f"0\0{line}\nstudy class=AppVM state=Running\n".encode())
         api = AdminApi("sys-fw")
-        assert asked(api) == Attached((qube("study", "10.137.0.12"),), frozenset({"study"}))
+        assert asked(api) == Attached((qube("study", "10.137.0.12"),))
         assert api.odd == [f"admin.vm.List: {line!r}"]
 
     @pytest.mark.parametrize("reply", [b"", b"1\0", b"work class=AppVM", b"2\0Half"], ids=repr)
@@ -253,10 +253,12 @@ class TestAttached:
         dom0.remove("gone")
         dom0.add("new", "10.137.0.14")
         again = asked(api, known)
-        assert [q.name for q in again.qubes] == ["new", "study", "work"]
-        assert again.visible == {"new", "study", "work"}
+        assert [q.name for q in again.qubes] == ["new", "study"]
         assert {call.split()[0] for call in dom0.calls} == {"dom0", "new"}
         assert [line.split()[1] for line in api.refused] == ["+ip6"]  # that of a qube that stays, stays
+        dom0.calls.clear()
+        assert asked(api, Attached(again.qubes[:1])) == again
+        assert {call.split()[0] for call in dom0.calls} == {"dom0", "study"}
 
     def test_many_qubes(self, dom0: Qubesd) -> None:
         for n in range(8):
@@ -470,7 +472,7 @@ class Heard:
 
 
 def test_a_call_that_is_given_up_leaves_no_process(dom0: Qubesd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edge, "_best_way", edge._Program)
+    monkeypatch.setattr(edge, "best_way", Program)
     dom0.add("work", "10.137.0.11")
     dom0.hold(f"{GET}+netvm", "work")
 
@@ -487,11 +489,8 @@ def test_a_call_that_is_given_up_leaves_no_process(dom0: Qubesd, monkeypatch: py
 
 
 def test_without_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(edge, "_best_way", edge._Program)
-    monkeypatch.setenv("PATH", str(DOUBLES))
-    assert edge.available()
+    monkeypatch.setattr(edge, "best_way", Program)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not edge.available()
     with pytest.raises(AdminError, match=r"^qrexec-client-vm: No such file or directory$"):
         asked()
 
@@ -507,7 +506,7 @@ def test_without_dom0(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_library_is_used_where_it_is_installed() -> None:
     pytest.importorskip("qubesadmin", reason="Qubes' library qubesadmin is not installed")
-    assert isinstance(edge._best_way(), edge._Library)
+    assert isinstance(edge.best_way(), Library)
 
 
 def test_the_double_is_a_program() -> None:

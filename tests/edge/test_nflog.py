@@ -35,9 +35,9 @@ def ports(destination: int) -> bytes:
     return struct.pack("!HH", 40000, destination) + bytes(16)
 
 
-def refused(protocol: str, port: int, version: int = 4) -> Reported:
+def refused(protocol: str, port: int, version: int = 4, icmp_type: int | None = None) -> Reported:
     source, destination = ("10.137.0.11", "192.0.2.7") if version == 4 else ("fd09:24ef:4179::a89:b", "2001:db8::7")
-    return Reported("no-name", ip_address(source), ip_address(destination), protocol, port)
+    return Reported("no-name", ip_address(source), ip_address(destination), protocol, port, icmp_type)
 
 
 HOP_BY_HOP = 0
@@ -49,7 +49,7 @@ DESTINATION_OPTIONS = 60
     [
         pytest.param(ipv4(6, ports(22)), refused("tcp", 22), id="TCP"),
         pytest.param(ipv4(17, ports(53)), refused("udp", 53), id="UDP"),
-        pytest.param(ipv4(1, b"\x08\0\0\0"), refused("icmp", 0), id="ping"),
+        pytest.param(ipv4(1, b"\x08\0\0\0"), refused("icmp", 0, icmp_type=8), id="ping"),
         pytest.param(ipv4(47, ports(22)), refused("ip-47", 0), id="a protocol without ports"),
         pytest.param(ipv4(6, ports(22), options=bytes(8)), refused("tcp", 22), id="IP options before TCP"),
         pytest.param(ipv4(17, ports(53), fragment=0x2000), refused("udp", 53), id="the first fragment has the ports"),
@@ -58,7 +58,7 @@ DESTINATION_OPTIONS = 60
         pytest.param(ipv4(6, ports(22)[:3]), refused("tcp", 0), id="one byte less"),
         pytest.param(ipv4(6, b""), refused("tcp", 0), id="nothing after the IP header"),
         pytest.param(ipv6(6, ports(22)), refused("tcp", 22, 6), id="TCP over IPv6"),
-        pytest.param(ipv6(58, b"\x80\0\0\0"), refused("icmp", 0, 6), id="ping over IPv6"),
+        pytest.param(ipv6(58, b"\x80\0\0\0"), refused("icmp", 0, 6, 128), id="ping over IPv6"),
         pytest.param(
             ipv6(HOP_BY_HOP, bytes([DESTINATION_OPTIONS, 0]) + bytes(6) + bytes([17, 1]) + bytes(14) + ports(53)),
             refused("udp", 53, 6),

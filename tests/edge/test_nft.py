@@ -1,11 +1,15 @@
 """Transactions against the real kernel, in a network namespace of this test's own."""
 
 import ctypes
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import TypeVar
 
@@ -70,7 +74,7 @@ def pair(text: str) -> tuple[IPAddress, IPAddress]:
 def test_where_there_is_no_table(inside: Inside) -> None:
     def test() -> None:
         nft = Nft()
-        assert not nft.has_table()
+        assert nft.tables() == frozenset()
         assert nft.elements(("open4", "used4")) == []
         assert nft.counter("refused") == 0
         with pytest.raises(NftError, match="open4"):
@@ -82,7 +86,7 @@ def test_where_there_is_no_table(inside: Inside) -> None:
 def test_a_ruleset_is_applied(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
-        assert nft.has_table()
+        assert nft.tables() == {TABLE}
         assert nft.counter("refused") == 7
         assert nft.counter("unheard-of") == 0
 
@@ -117,7 +121,7 @@ def test_no_text_is_no_change(inside: Inside) -> None:
     def test() -> None:
         nft = prepared()
         nft.apply("")
-        assert nft.has_table()
+        assert nft.tables() == {TABLE}
 
     inside(test)
 
@@ -178,13 +182,142 @@ def test_a_thousand_elements(inside: Inside) -> None:
     inside(test)
 
 
+GENERATION = """
+table inet proxyfw {
+	map clients4 { type ipv4_addr : verdict; elements = { 127.0.0.2 : goto judge }; }
+	set granted { type ipv4_addr; flags interval; elements = { 127.0.0.2/31, 127.0.0.8/31 }; }
+	set open4 { type ipv4_addr . ipv4_addr . inet_service; flags timeout; }
+	set told4 { type ipv4_addr; flags dynamic,timeout; timeout 1m; }
+	counter granted { }
+	counter refused { }
+	chain output {
+		type filter hook output priority filter; policy accept;
+		ip daddr vmap @clients4
+		ip daddr 127.0.0.2 counter name refused
+	}
+	chain judge {
+		ip daddr @granted counter name granted accept
+		counter name refused
+	}
+}
+"""
+
+
+def test_a_generation_takes_the_place_of_the_one_before(inside: Inside) -> None:
+    def test() -> None:
+        nft, reader = Nft(), None
+        for _ in range(3):
+            nft.replace(GENERATION + add("open4", f"{ONE} timeout 60s"))
+            reader = reader or nft.another()
+            assert nft.intact()
+            assert held(nft) == held(reader) == [pair(ONE)]
+            nft.apply(add("open4", f"{OTHER} timeout 60s"))
+            assert len(held(nft)) == len(held(reader)) == 2
+        listed = nft_list(f"table {TABLE}")
+        assert sorted(listed) == ["clients4.3", "granted", "granted.3", "judge.3", "open4.3", "output", "output.3",
+                                  "refused", "told4"]  # fmt: skip
+        assert held(Nft()) == held(nft)  # one that has made none finds it
+
+    inside(test)
+
+
+def nft_list(what: str) -> list[str]:
+    """The names of all objects that are listed."""
+    done = subprocess.run(["nft", "-j", "list", *what.split()], capture_output=True, text=True, check=True)
+    objects = [item for each in json.loads(done.stdout)["nftables"] for item in each.items()]
+    return [value["name"] for kind, value in objects if kind in ("set", "map", "chain", "counter")]
+
+
+def test_one_that_is_refused_changes_nothing(inside: Inside) -> None:
+    def test() -> None:
+        nft = Nft()
+        nft.replace(GENERATION)
+        for text, also in (
+            (GENERATION + "add rule inet proxyfw nowhere accept\n", ""),
+            (GENERATION, "delete table ip x\n"),
+        ):
+            with pytest.raises(NftError):
+                nft.replace(text, also)
+            assert nft.intact()
+            nft.apply(add("open4", f"{ONE} timeout 60s"))
+        nft.replace(GENERATION, f"table ip x {{}}\n{add('told4', '192.0.2.1')}")
+        assert nft.intact()
+        assert not [name for name in nft_list(f"table {TABLE}") if name.endswith((".1", ".2"))]
+
+    inside(test)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param("delete table inet proxyfw", id="the table is deleted"),
+        pytest.param("flush ruleset", id="everything is deleted"),
+        pytest.param("flush chain inet proxyfw output", id="a chain with a hook is emptied"),
+        pytest.param("insert rule inet proxyfw output accept", id="something is put before it"),
+    ],
+)
+def test_harm_by_others_is_seen_and_mended(harm: str, inside: Inside) -> None:
+    def test() -> None:
+        nft = Nft()
+        nft.replace(GENERATION)
+        subprocess.run(["nft", harm], check=True)
+        assert not nft.intact()
+        nft.replace(GENERATION)
+        assert nft.intact()
+
+    inside(test)
+
+
+def test_no_packet_meets_a_ruleset_that_is_not_whole(inside: Inside) -> None:
+    """In the transaction that makes them, interval sets and verdict maps may be empty to packets for a moment."""
+
+    def test() -> None:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        nft = Nft()
+        nft.replace(GENERATION)
+        with Packets("127.0.0.2") as sent:
+            for _ in range(200):
+                nft.replace(GENERATION)
+        assert sent.count > 200
+        assert nft.counter("refused") == 0
+        assert nft.counter("granted") >= sent.count
+
+    inside(test)
+
+
+class Packets:
+    """Sends packets to an address for as long as it is open, in a thread; `count` of them."""
+
+    def __init__(self, address: str) -> None:
+        self.count = 0
+        self._stop = threading.Event()
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)  # of this thread's network namespace
+        self._sock.connect((address, 9))
+        self._thread = threading.Thread(target=self._send)
+
+    def __enter__(self) -> "Packets":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _send(self) -> None:
+        while not self._stop.is_set():
+            with suppress(ConnectionRefusedError):
+                self._sock.send(b"x")
+                self.count += 1
+
+
 MANY_DESCRIPTORS = """
 import os, resource, sys
 from proxyfw.edge.nft import Nft
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 nft = Nft()
-nft.has_table()
+nft.tables()
 while os.dup(0) < 1100:
     pass
 nft.apply(sys.argv[1])

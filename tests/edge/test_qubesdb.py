@@ -52,6 +52,7 @@ class Told:
     def __init__(self) -> None:
         self.changes: asyncio.Queue[tuple[dict[str, bytes], frozenset[str]]] = asyncio.Queue()
         self.troubles: asyncio.Queue[str] = asyncio.Queue()
+        self.ends: asyncio.Queue[str] = asyncio.Queue()
 
     async def change(self) -> tuple[dict[str, bytes], frozenset[str]]:
         return await asyncio.wait_for(self.changes.get(), 10)
@@ -67,8 +68,8 @@ class Told:
                 return entries
 
 
-def followed(scenario: Callable[[dict[str, bytes], Told], Awaitable[None]]) -> None:
-    """Runs it beside an edge that follows the database, from the edge's first snapshot on."""
+def followed(scenario: Callable[[dict[str, bytes], Told], Awaitable[None]], ended: bool = False) -> None:
+    """Runs it beside an edge that follows the database, from the edge's first snapshot on. `ended`: it is to crash."""
 
     async def run() -> None:
         database, told = QubesDb(), Told()
@@ -77,11 +78,14 @@ def followed(scenario: Callable[[dict[str, bytes], Told], Awaitable[None]]) -> N
             asyncio.get_running_loop(),
             lambda entries, committed: told.changes.put_nowait((entries, committed)),
             told.troubles.put_nowait,
+            told.ends.put_nowait,
         )
         try:
             await scenario(first, told)
         finally:
             database.stop()
+        await asyncio.sleep(0)
+        assert ended or told.ends.empty()
         assert "qubesdb" not in {thread.name for thread in threading.enumerate()}
 
     asyncio.run(run())
@@ -354,7 +358,64 @@ def test_no_thread_ends_unseen(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) 
     async def scenario(first: dict[str, bytes], told: Told) -> None:
         monkeypatch.setattr(QubesDb, "_sort_notices", lambda self: 1 / 0)
         qubesdb.QubesDB().write("/name", "sys-other")
-        assert "no longer followed" in await told.trouble()
+        assert "no longer followed" in await asyncio.wait_for(told.ends.get(), 10)
+        assert told.troubles.empty()
+
+    followed(scenario, ended=True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/qubes-firewall/" + "a" * 47, "/qubes-firewall/" + "a" * 46, "/qubes-firewall//x", "/mapped-ip//x", "/name/x"],
+)
+def test_a_path_that_dom0_would_not_write_does_not_hide_the_others(path: str, daemon: Daemon, dom0: Dom0) -> None:
+    async def scenario(first: dict[str, bytes], told: Told) -> None:
+        dom0.firewall(IP, [HTTPS])
+        await told.change()
+        qubesdb.QubesDB().write(path, "1")
+        dom0.vm_config("later", "1")
+        await told.until("/vm-config/later", b"1")
+        assert told.troubles.empty()
+        assert once()[f"/qubes-firewall/{IP}/0000"] == HTTPS.encode()
+
+    followed(scenario)
+
+
+def test_that_all_rules_are_removed_at_once_is_seen(dom0: Dom0) -> None:
+    dom0.firewall(IP, [HTTPS])
+    dom0.firewall(OTHER, [HTTPS])
+
+    async def scenario(first: dict[str, bytes], told: Told) -> None:
+        dom0.db.rm("/qubes-firewall/")
+        entries, committed = await told.change()
+        assert committed == {IP, OTHER}
+        assert not [path for path in entries if path.startswith("/qubes-firewall/")]
+
+    followed(scenario)
+
+
+@pytest.mark.parametrize("method", ["read_watch", "multiread"])
+@pytest.mark.parametrize(
+    "error",
+    [UnicodeDecodeError("utf-8", b"/\xff", 1, 2, "invalid start byte"), SystemError("an exception set")],
+    ids=["no text", "no text in a list"],
+)
+def test_what_the_module_cannot_read_is_told_and_then_it_is_followed_again(
+    method: str, error: Exception, dom0: Dom0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "_FIRST_PAUSE", 0.01)
+
+    async def scenario(first: dict[str, bytes], told: Told) -> None:
+        def fails(*_: object) -> None:
+            raise error
+
+        with monkeypatch.context() as odd:
+            odd.setattr(qubesdb.QubesDB, method, fails)
+            dom0.vm_config("something", "1")
+            assert (await told.trouble()).startswith("QubesDB: ")
+        dom0.vm_config("later", "1")
+        await told.until("/vm-config/later", b"1")
+        assert told.troubles.empty()
 
     followed(scenario)
 

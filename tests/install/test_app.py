@@ -208,6 +208,27 @@ def test_uninstalling_half_an_installation(boot, rw):
     assert not netvm.ok("test", "-e", "/rw/proxyfw")
 
 
+def test_uninstalling_that_stops_half_way_says_so_and_goes_on_when_it_is_run_again(boot, rw):
+    netvm = boot("stuck", rw)
+    assert netvm.eventually(lambda: netvm.state("qubes-firewall", "LoadState") == "masked")
+    netvm.run("mv", "/usr/bin/qubes-firewall", "/usr/bin/qubes-firewall.away")
+
+    told = netvm.setup("uninstall", check=False)
+
+    assert "qubes-firewall does not start" in told
+    assert "NOT complete" in told
+    assert "sudo ./setup.sh uninstall once more" in told
+    assert netvm.reaches(OTHER) != "hello"
+
+    netvm.run("mv", "/usr/bin/qubes-firewall.away", "/usr/bin/qubes-firewall")
+    netvm.run("systemctl", "reset-failed", "qubes-firewall")
+    told = netvm.setup("uninstall")
+
+    assert "NOT complete" not in told
+    assert netvm.reaches(OTHER) == "hello"
+    assert not netvm.ok("test", "-e", "/rw/proxyfw")
+
+
 def test_with_an_agent_that_does_not_know_rc_local_d_it_is_started_from_rc_local(boot, rw):
     def old(upper: Path) -> None:
         program = upper / "usr/lib/qubes/init/misc-post.sh"
@@ -234,6 +255,10 @@ def test_with_an_agent_that_does_not_know_rc_local_d_it_is_started_from_rc_local
 
     later.setup("uninstall")
     assert later.read("/rw/config/rc.local").splitlines() == ["#!/bin/sh", "echo mine", "exit 0"]
+
+    later.run("truncate", "-s", "0", "/rw/config/rc.local")
+    later.setup("qubes")
+    assert later.read("/rw/config/rc.local").splitlines() == lines[:2]
 
 
 def test_where_the_service_qubes_firewall_is_off_the_missing_fail_safe_is_told(boot, rw):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lab import names_world, world
+from lab import names_world, qubes_world, world
 from lab.sockets import eventually, socket_in
 from proxyfw.demo.lab import Lab
 from proxyfw.edge.logdb import LogReader
@@ -76,7 +76,8 @@ class Log:
 
     def _first(self, fits: Callable[[dict[str, Any]], Any], words: str, patience: float = _WAIT_FOR_ROW) -> Any:
         found = eventually(lambda: next(filter(fits, self.rows()), None), patience)
-        assert found, f"no row {words} among {self.rows()}"
+        rows = self.rows()
+        assert found, f"no row {words} among {len(rows)}, the last of them {rows[-20:]}"
         return found
 
 
@@ -118,6 +119,33 @@ class Names(Log):
     def __init__(self, made: names_world.World) -> None:
         super().__init__(made.lab)
         self.lab, self.zone, self.configure = made.lab, made.zone, made.configure
+
+
+@pytest.fixture(scope="session")
+def shared_netvm() -> Iterator[qubes_world.World]:
+    """The netvm of Qubes OS that tests share."""
+    with qubes_world.make() as made:
+        yield made
+
+
+@pytest.fixture
+def netvm(shared_netvm: qubes_world.World) -> Iterator[qubes_world.World]:
+    """That netvm. What a test changes by the world's own methods is undone after it."""
+    yield shared_netvm
+    shared_netvm.undo()
+
+
+@pytest.fixture
+def netvm_log(netvm: qubes_world.World) -> Log:
+    """Its log from here on."""
+    return Log(netvm.lab)
+
+
+@pytest.fixture
+def fresh_netvm() -> Iterator[qubes_world.World]:
+    """Such a netvm of the test's own."""
+    with qubes_world.make() as made:
+        yield made
 
 
 @pytest.fixture

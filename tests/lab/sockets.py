@@ -156,7 +156,8 @@ class UdpEcho:
             if not sender:
                 return
             self.seen.append(data)
-            self._sock.sendto(data, sender)
+            with suppress(BrokenPipeError):  # it is being ended just now
+                self._sock.sendto(data, sender)
 
 
 def echo(sock: socket.socket) -> bytes:

@@ -1,8 +1,12 @@
 """The commands, as they are typed: what they print, how they exit, and that no mistake ends in a traceback."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from lab.sockets import connect, read_all
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 
 COMMANDS = ["run", "check", "explain", "log", "status", "reload", "profiles", "qubes-policy", "demo"]
+_NOBODY = 65534
 FIELDS = [
     *("time", "client", "address", "protocol", "name", "name_source", "destination", "port", "verdict", "reason"),
     *("rule", "detail", "bytes_up", "bytes_down", "duration", "closed_by", "id"),
@@ -101,6 +106,57 @@ def test_where_no_service_has_run(lab, command, code, words, tmp_path):
     assert done.returncode == code
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def for_root_alone():
+    """A configuration that everybody may read, and the control socket of a service that root alone may ask."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as service:
+        config = Path(folder, "proxyfw.yaml")
+        config.write_text(
+            "clients: {work: {profiles: [github], address: 10.137.0.11}}\n"
+            f"dns: {{upstream: [192.0.2.53]}}\nstate_dir: {folder}\n"
+        )
+        service.bind(f"{folder}/control.sock")
+        service.listen()
+        os.chmod(f"{folder}/control.sock", 0o600)
+        os.chmod(folder, 0o755)
+        yield config
+
+
+@pytest.mark.parametrize(
+    "command", [["explain", "work", "github.com"], ["status"], ["reload"]], ids=["explain", "status", "reload"]
+)
+def test_who_may_not_ask_the_running_service_is_told_and_gets_no_answer(lab, command, for_root_alone):
+    line = lab.proxyfw(*command, "-c", str(for_root_alone))
+    if subprocess.run(lab.proxyfw("--version"), user=_NOBODY, capture_output=True, check=False).returncode:
+        pytest.skip("another user cannot run the installed command")
+
+    done = subprocess.run(line, user=_NOBODY, capture_output=True, text=True, check=False, timeout=20)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "try it with sudo" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("clients", "words"),
+    [
+        ("{work: {profiles: [github], address: 10.137.0.11}}", "good: 1 client, "),
+        ("{a: {address: 10.137.0.11}, b: {address: 10.137.0.12}}", "good: 2 clients, "),
+        ('{work: {address: 10.137.0.11}, "tag:x": [github]}', "good: 1 client, 1 tag, "),
+        ('{"tag:x": [github], "tag:y": [github]}', "good: 0 clients, 2 tags, "),
+    ],
+    ids=["one", "two", "a client and a tag", "tags alone"],
+)
+def test_check_counts_who_is_listed(lab, clients, words, tmp_path):
+    config = tmp_path / "proxyfw.yaml"
+    config.write_text(f"clients: {clients}\ndns: {{upstream: [192.0.2.53]}}\n")
+
+    done = run(lab, "check", "-c", str(config))
+
+    assert done.returncode == 0
+    assert words in done.stdout
 
 
 def test_check_of_a_good_configuration(lab):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -452,10 +453,13 @@ def test_an_answer_that_cannot_be_pinned_is_not_given(fresh_names):
         netvm = names.lab.network.netvm
         subprocess.run(names.lab.network.command(netvm, "nft", *words), check=True)
 
+    listing = names.lab.network.command(names.lab.network.netvm, "nft", "list", "chain", "inet", "proxyfw", "forward")
+    led_to = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    now = re.search(r"goto forward(\.\d+)", led_to)[1]
     for number in range(len(CLIENTS)):
-        nft("flush", "chain", "inet", "proxyfw", f"client-{number}")
-    nft("delete", "set", "inet", "proxyfw", "pins4")
-    nft("add", "rule", "inet", "proxyfw", "client-0", "udp", "dport", "53", "goto", "to-relay")
+        nft("flush", "chain", "inet", "proxyfw", f"client-{number}{now}")
+    nft("delete", "set", "inet", "proxyfw", f"pins4{now}")
+    nft("add", "rule", "inet", "proxyfw", f"client-0{now}", "udp", "dport", "53", "goto", f"to-relay{now}")
 
     with udp(names.lab, "dev", "10.139.1.1", 53) as sock:
         sock.send(dns.message.make_query("0.pool.example", "A").to_wire())

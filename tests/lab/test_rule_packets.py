@@ -75,7 +75,7 @@ def run(network: Network, namespace: str, *command: str, text: str = "") -> None
 
 
 def apply(network: Network, text: str) -> None:
-    run(network, network.netvm, "nft", "-f", "-", text=text)
+    run(network, network.netvm, "nft", "-f", "-", text=f"table {ruleset.TABLE}\ndelete table {ruleset.TABLE}\n{text}")
 
 
 # A sample of flows.

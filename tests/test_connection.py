@@ -1,0 +1,168 @@
+"""Where a connection is dialled, and what is asked of the policy before; and which ones outlive a new policy."""
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from proxyfw import connection as module
+from proxyfw.connection import Connection, Ends, Entry
+from proxyfw.core.address import IPAddress
+from proxyfw.core.clients import Member
+from proxyfw.core.config import Config
+from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.policy import Policy, build
+from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.qubes_rules import parse_rules
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
+from proxyfw.edge.logdb import Row
+from proxyfw.edge.poller import Stream
+from proxyfw.edge.resolver import Addresses
+from proxyfw.proxy import _still_permitted
+
+AIMED, REAL, DEAD, SIX = map(ip_address, ("192.0.2.1", "192.0.9.1", "192.0.9.9", "2001:db8::1"))
+WEB, DROPPED, OTHER = map(Hostname, ("web.example", "b.example", "z.example"))
+B = "action=drop dsthost=b.example"
+
+
+def policy(*rules: str, observe: bool = False) -> Policy:
+    profile, _ = parse_profile("web", "web", "domains: [web.example]\n")
+    assert profile is not None
+    library, _ = link({"web": profile})
+    found = parse_rules({"policy": "drop", **{f"{number:04}": rule for number, rule in enumerate(rules)}})
+    work = Member("work", ("web",), observe, addresses=(ip_address("10.137.0.11"),), rules={4: found})
+    return build(Config({}), library, (), [work])
+
+
+def flow(name: Hostname) -> Flow:
+    return Flow("work", Protocol.TLS, AIMED, 443, name, NameSource.SNI)
+
+
+class Net:
+    """Stands in for the network: who answers, what a name resolves to, and what the client was told of AIMED."""
+
+    def __init__(self, told: Sequence[Hostname] = (), answer: Addresses = (REAL,)) -> None:
+        self.told, self.answer = tuple(told), answer
+        self.dialled: list[IPAddress] = []
+
+    async def dial(self, addresses: Sequence[IPAddress], *_: object) -> Stream:
+        self.dialled += addresses
+        if DEAD in addresses:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return Stream.__new__(Stream)
+
+    def names(self, *_: object) -> tuple[Hostname, ...]:
+        return self.told
+
+    def holds(self, _: str, address: IPAddress, name: Hostname) -> bool:
+        return address == AIMED and name in self.told
+
+    def cached(self, _: Hostname) -> Addresses:
+        return self.answer
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, own: Policy, net: Net, name: Hostname) -> Verdict:
+    """The verdict at the end of the connection's attempt to reach a server."""
+    monkeypatch.setattr(module, "dial", net.dial)
+    poller = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0))
+    shared: Any = SimpleNamespace(policy=own, pins=net, resolver=net, poller=poller)
+    client: Any = None
+    ends = Ends("work", "10.137.0.11", AIMED, str(AIMED), 443)
+    made = Connection(client, ends, shared, lambda _: True, lambda _: None)
+    verdict, server = asyncio.run(made.connect(flow(name)))
+    assert (server is None) == (isinstance(verdict, Deny) and not verdict.observed)
+    return verdict
+
+
+def test_in_observe_mode_a_false_name_does_not_lead_to_an_address_of_a_dropped_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net([DROPPED])
+    verdict = connect(monkeypatch, policy(B, observe=True), net, OTHER)
+    assert verdict == Deny(Reason.QUBES_RULE, f"qubes 0000: {B}")
+    assert net.dialled == []
+
+
+def test_in_observe_mode_what_no_rule_drops_is_dialled_where_the_client_aimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net([OTHER])
+    assert connect(monkeypatch, policy(B, observe=True), net, OTHER) == Deny(Reason.NO_MATCH, observed=True)
+    assert net.dialled == [AIMED]
+
+
+def test_an_accepted_address_is_not_dialled_under_a_false_name_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net([DROPPED])
+    verdict = connect(monkeypatch, policy(B, "action=accept dst4=192.0.2.1"), net, OTHER)
+    assert (verdict.reason, verdict.rule) == (Reason.QUBES_RULE, f"qubes 0000: {B}")
+    assert net.dialled == []
+
+
+def test_a_granted_name_is_dialled_at_its_own_addresses_whatever_the_client_was_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net([DROPPED])
+    assert isinstance(connect(monkeypatch, policy(B), net, WEB), Allow)
+    assert net.dialled == [REAL]
+
+
+def test_where_these_do_not_answer_observe_mode_turns_to_where_the_client_aimed_and_not_past_a_drop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net(answer=(DEAD,))
+    assert connect(monkeypatch, policy(B, observe=True), net, WEB).reason is Reason.UNREACHABLE
+    assert net.dialled == [DEAD, AIMED]
+    net = Net([DROPPED], answer=(DEAD,))
+    assert connect(monkeypatch, policy(B, observe=True), net, WEB) == Deny(Reason.QUBES_RULE, f"qubes 0000: {B}")
+    assert net.dialled == [DEAD]
+
+
+@pytest.mark.parametrize("observe", [False, True], ids=["enforced", "observed"])
+def test_a_name_whose_addresses_are_all_dropped_is_refused_by_that_rule(
+    monkeypatch: pytest.MonkeyPatch, observe: bool
+) -> None:
+    net = Net()
+    drop = "action=drop dst4=192.0.9.0/24"
+    assert connect(monkeypatch, policy(drop, observe=observe), net, WEB) == Deny(
+        Reason.QUBES_RULE, f"qubes 0000: {drop}"
+    )
+    assert net.dialled == []
+
+
+def test_a_family_without_rules_is_not_dialled_for_a_client_that_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net(answer=(SIX, REAL))
+    assert isinstance(connect(monkeypatch, policy(), net, WEB), Allow)
+    assert net.dialled == [REAL]
+    net = Net(answer=(SIX,))
+    assert connect(monkeypatch, policy(), net, WEB).reason is Reason.PRIVATE_ADDRESS
+    assert net.dialled == []
+
+
+def entry(name: Hostname, reached: IPAddress, by_name: bool) -> Entry:
+    row = Row(destination=str(reached))
+    return Entry(flow(name), row, 0.0, by_name)
+
+
+DROP_REAL = "action=drop dst4=192.0.9.0/24"
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "reached", "by_name", "lives"),
+    [
+        pytest.param([], OTHER, AIMED, False, "observed", id="a name that nothing grants"),
+        pytest.param([B], OTHER, AIMED, False, "", id="under it, the address of a name that is dropped now"),
+        pytest.param([B, "action=accept dst4=192.0.2.1"], OTHER, AIMED, False, "", id="though the address is accepted"),
+        pytest.param(["action=accept dst4=192.0.2.1", B], OTHER, AIMED, False, "both", id="accepted before that"),
+        pytest.param([B], WEB, REAL, True, "both", id="a granted name at an address of its own"),
+        pytest.param([DROP_REAL], WEB, REAL, True, "", id="which is dropped now"),
+        pytest.param([], WEB, AIMED, False, "observed", id="a granted name where the client aimed"),
+    ],
+)  # fmt: skip
+def test_what_outlives_a_new_policy(
+    rules: list[str], name: Hostname, reached: IPAddress, by_name: bool, lives: str
+) -> None:
+    found = entry(name, reached, by_name)
+    assert _still_permitted(policy(*rules), found, [DROPPED]) is (lives == "both")
+    assert _still_permitted(policy(*rules, observe=True), found, [DROPPED]) is (lives in ("both", "observed"))
