@@ -33,10 +33,10 @@ as_root() {
 packages() {
 	if command -v apt-get >/dev/null; then
 		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium systemd shellcheck python3-jinja2
+		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium systemd conntrack shellcheck python3-jinja2
 	else
 		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium systemd ShellCheck python3-jinja2
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium systemd conntrack-tools ShellCheck python3-jinja2
 	fi
 }
 

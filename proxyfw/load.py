@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.clientpolicy import ClientPolicy
 from proxyfw.core.clients import members
 from proxyfw.core.clientsfile import parse_clients
 from proxyfw.core.config import Config, check_addresses, check_profiles, parse_config
 from proxyfw.core.netvm import World
-from proxyfw.core.policy import ClientPolicy, Policy, build
+from proxyfw.core.policy import Policy, build
 from proxyfw.core.problem import Problem, Where
 from proxyfw.core.profile import Library, Profile, link, parse_profile
 from proxyfw.core.qubes_rules import DNS_PORT

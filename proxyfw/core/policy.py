@@ -1,19 +1,19 @@
 """The decision, in one pure function: DESIGN section 2. The packet layer is rendered from the same data."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from proxyfw.core.address import AddressKind, IPAddress, kind_of
+from proxyfw.core.clientpolicy import ClientPolicy, of_profiles
 from proxyfw.core.clients import Member, members
 from proxyfw.core.config import Config
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.netvm import World
-from proxyfw.core.networks import NetworkTable
-from proxyfw.core.pattern import Index, Pattern
+from proxyfw.core.pattern import Pattern
 from proxyfw.core.profile import Library, NetworkGrant
-from proxyfw.core.qubes_rules import DNS_PORT, Action, Attempt, Rule, RuleSet
+from proxyfw.core.qubes_rules import DNS_PORT, Action, Attempt, Rule
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
 
 QUIC_PORT = 443
@@ -26,34 +26,6 @@ _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 _SHOWN = 4  # addresses of a name, in a detail
 
 _BELOW_CANARIES = tuple(f".{canary}" for canary in CANARIES)
-
-
-@dataclass(frozen=True, slots=True)
-class ClientPolicy:
-    """What one client may reach."""
-
-    name: str
-    addresses: tuple[IPAddress, ...]
-    observe: bool
-    patterns: Index
-    grants: tuple[NetworkGrant, ...]
-    networks: NetworkTable
-    private: frozenset[str]
-    """The profiles whose names may lead to private addresses."""
-    by_pin: Index
-    """Those of the patterns that name a port."""
-    dns_all: bool = False
-    """Every name resolves, whether a profile grants it or not."""
-    rules: Mapping[int, RuleSet] = field(default_factory=dict)
-    """The Qubes firewall rules of its address, by IP version."""
-    exact: bool = False
-    """Not listed: it gets what its Qubes firewall rules say, the closing one included, and nothing else."""
-    profiles: tuple[str, ...] = ()
-
-    def rules_for(self, destination: IPAddress | None) -> RuleSet | None:
-        """The rules that judge a flow; where only a name is known, those of either version (a name is in both)."""
-        version = next(iter(self.rules), 4) if destination is None else destination.version
-        return self.rules.get(version)
 
 
 class Policy:
@@ -395,7 +367,7 @@ def build(
     for client in members(config, library.profiles, World())[0] if found is None else found:
         base = shared.get(client.profiles)
         if base is None:
-            base = shared[client.profiles] = _grants(client.profiles, library)
+            base = shared[client.profiles] = of_profiles(client.profiles, library)
         clients.append(
             replace(
                 base,
@@ -409,19 +381,3 @@ def build(
             )
         )
     return Policy(clients, config.upstream or upstream, client_dns)
-
-
-def _grants(profiles: tuple[str, ...], library: Library) -> ClientPolicy:
-    members = {member.name: member for name in profiles for member in library.expand(name)}.values()
-    grants = tuple(grant for member in members for grant in member.networks)
-    patterns = [pattern for member in members for pattern in member.domains]
-    return ClientPolicy(
-        name="",
-        addresses=(),
-        observe=False,
-        patterns=Index(patterns),
-        by_pin=Index(pattern for pattern in patterns if pattern.names_port),
-        grants=grants,
-        networks=NetworkTable(grants),
-        private=frozenset(member.name for member in members if member.private),
-    )

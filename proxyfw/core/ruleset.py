@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, IPAddress, IPNetwork
+from proxyfw.core.clientpolicy import ClientPolicy
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.pattern import Port
-from proxyfw.core.policy import QUIC_PORT, ClientPolicy, Policy
+from proxyfw.core.policy import QUIC_PORT, Policy
 from proxyfw.core.qubes_rules import DNS_PORT, Action, RuleSet
 from proxyfw.core.rulechains import REFUSE, dns_lines, host_sets, rule_lines
 from proxyfw.core.verdict import Allow, Reason

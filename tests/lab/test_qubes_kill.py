@@ -12,7 +12,7 @@ from lab.qubes_world import FORBIDDEN4, FORBIDDEN6, FREE4, GITHUB4, LISTED, OUTS
 from lab.sockets import Server, UdpEcho, echo, eventually
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 
-ROUNDS = int(os.environ.get("PROXYFW_KILLS", "30"))
+ROUNDS = int(os.environ.get("PROXYFW_KILLS", "15"))
 LOOK_EVERY = 10  # rounds
 _LONGEST = 1.2  # seconds that a service lives: it is ready after half of that
 
