@@ -316,7 +316,7 @@ def test_a_log_of_a_later_version_is_left_alone(path: Path) -> None:
 
 def child(path: Path, script: str) -> subprocess.Popen[str]:
     prelude = f"""
-        import resource, sys
+        import resource, sys, threading
         from pathlib import Path
         from proxyfw.edge.logdb import writer
         from proxyfw.edge.logdb import LogWriter, Row
@@ -354,11 +354,11 @@ def test_writing_resumes_when_the_disk_has_room_again(path: Path) -> None:
         for number in range(500):
             writer.open_row(Row(name="lost.example", detail="x" * 1000))
         while not writer.dropped:
-            pass
+            threading.Event().wait(0.001)
         assert writer.last_error, "the reason is known"
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         while not writer.written:
-            pass
+            threading.Event().wait(0.001)
         writer.open_row(Row(name="kept.example"))
         writer.stop()
         assert not writer.last_error, writer.last_error
