@@ -53,6 +53,7 @@ class Enforcer:
             self._watch.start()  # before anything is there that could be lost unseen
         except OSError as error:
             raise EnforceError(f"changes of the ruleset cannot be watched: {error.strerror}") from None
+        self._nft.prepare()
         self._close()
 
     def _close(self) -> None:
@@ -62,8 +63,9 @@ class Enforcer:
         except (NftError, files.FileError) as error:
             raise EnforceError(f"the fail-safe ruleset could not be loaded: {error}") from None
 
-    def apply(self, policy: Policy, group: int, pins: PinKeeper, own_rules: bool) -> None:
-        """Puts a policy in force: all of it, or nothing. Raises EnforceError.
+    def apply(self, policy: Policy, group: int, pins: PinKeeper, own_rules: bool) -> frozenset[str]:
+        """Puts a policy in force: all of it, or nothing. Answers which sets of feeds are new, and empty. Raises
+        EnforceError.
 
         `own_rules`: the clients' Qubes firewall rules are in it, so that qubes-firewall has nothing left to do.
         """
@@ -79,26 +81,29 @@ class Enforcer:
             others = [table for table in _REPLACED if own_rules and table in self._tables]
             if not self._before:
                 self._before = {name: self._nft.counter(name) for name in (UNLOGGED, UNASKED)}
-            self._nft.replace(text + inbound, beside_qubes(self._lacking, others, group))
+            empty = self._nft.replace(text + inbound, beside_qubes(self._lacking, others, group))
         except (NftError, files.FileError) as error:
             self._settled = False
             raise EnforceError(f"the packet layer could not be set up: {error}") from None
         self._policy, self._own_rules, self._beside = policy, own_rules, beside
         self._settled, self._tables, self._lacking = True, self._tables - set(others), []
+        return empty
 
     def count(self, name: str) -> int:
-        """Packets of a counter, since the start; or since our table was made anew, where somebody took it away."""
-        now = self._nft.counter(name)
+        """Packets of a counter, since the start; or since our table was made anew, where somebody took it away; 0 where
+        it cannot be read just now.
+        """
+        try:
+            now = self._nft.counter(name)
+        except NftError:
+            return 0
         return now - self._before[name] if now >= self._before[name] else now
 
     def start(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> None:
         """Watches over the ruleset. `on_lost`: another process has taken away some of ours."""
 
         def look() -> None:
-            tables = self._nft.tables()
-            back = self._own_rules and not tables.isdisjoint(_REPLACED)
-            beside = ("ip qubes" in tables) != self._beside
-            if back or beside or not self._nft.intact() or self._missing():
+            if not self._is_whole():
                 self._settled = False
                 with suppress(EnforceError):  # then the whole comes back all the same
                     self._close()
@@ -133,6 +138,16 @@ class Enforcer:
             self._looking.cancel()
         for task in tuple(self._tasks):
             task.cancel()
+
+    def _is_whole(self) -> bool:
+        """Whether what was put in force is there, and nothing beside it that should not be."""
+        try:
+            tables = self._nft.tables()
+            back = self._own_rules and not tables.isdisjoint(_REPLACED)
+            beside = ("ip qubes" in tables) != self._beside
+            return not back and not beside and self._nft.intact() and not self._missing()
+        except NftError:
+            return False  # in doubt, it is put in force again
 
     def _missing(self) -> list[tuple[str, str]]:
         """The families, and those of Qubes' chains for users, that do not have our rule."""

@@ -1,18 +1,24 @@
 """From the files on disk to a policy, with every problem on the way. Opens no network, changes nothing."""
 
+import math
 import os.path
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.addresslist import AddressList
 from proxyfw.core.clientpolicy import ClientPolicy
 from proxyfw.core.clients import members
 from proxyfw.core.clientsfile import parse_clients
-from proxyfw.core.config import Config, check_addresses, check_profiles, parse_config
+from proxyfw.core.config import NAME_FIX, Config, check_addresses, check_profiles, is_client_name, parse_config
+from proxyfw.core.feed import Source
 from proxyfw.core.netvm import World
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.problem import Problem, Where
-from proxyfw.core.profile import Library, Profile, link, parse_profile
+from proxyfw.core.profile import ALLOWED, Library, Profile, link, parse_profile
 from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.edge import files
 from proxyfw.edge.qubesdb import on_qubes
@@ -20,12 +26,16 @@ from proxyfw.edge.qubesdb import on_qubes
 DEFAULTS = (Path("/rw/config/proxyfw/proxyfw.yaml"), Path("/etc/proxyfw/proxyfw.yaml"))
 """Where the configuration is looked for, in this order: on Qubes only /rw lasts."""
 
+FEEDS = "feeds"
+"""The folder of Python feeds, beside the configuration."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What the files say. `policy` is None when any of the problems is an error; then the rest may be incomplete.
 
-    `notes`: what a person should know of the clients as they are now.
+    `profiles`: as they are written; `library`: as they are now. `notes`: what a person should know of the clients as
+    they are now.
     """
 
     path: Path
@@ -37,15 +47,27 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
     _grants: dict[tuple[str, ...], ClientPolicy] = field(default_factory=dict)
 
-    def within(self, world: World) -> "Loaded":
-        """The same files, in another world. The policy stays None where the files have an error."""
+    expires: float = math.inf
+    """When the next of the grants that are for a while ends, in epoch seconds."""
+
+    def at(self, now: float) -> "Loaded":
+        """The same files at this moment, in epoch seconds. Its policy is that of before; see `within`."""
+        if self.library is None or now < self.expires:
+            return self
+        return replace(self, library=_library(self.profiles, now), expires=_expires(self.profiles, now), _grants={})
+
+    def within(self, world: World, lists: Mapping[Source, AddressList] = MappingProxyType({})) -> "Loaded":
+        """The same files, in another world. The policy stays None where the files have an error.
+
+        `lists`: what the feeds hold.
+        """
         if self.config is None or self.library is None or not all(problem.warning for problem in self.problems):
             return self
         found, notes = members(self.config, self.library.profiles, world)
         netvm = world.netvm
         told = () if netvm is None else netvm.client_dns
         upstream = self.config.upstream or _upstream(world)
-        policy = build(self.config, self.library, upstream, found, told, self._grants)
+        policy = build(self.config, self.library, upstream, found, told, self._grants, lists)
         if netvm is not None:
             notes = [*netvm.problems, *notes]
         return replace(self, policy=policy, notes=notes)
@@ -67,9 +89,12 @@ def load(path: Path, world: World | None = None) -> Loaded:
     folders = [folder for folder in folders if folder.is_dir()]
     folders += [Path(folder) for folder in config.profile_folders] if config else []
     profiles, broken = load_profiles([files.shipped("profiles"), *folders], problems)
-    library, linked = link(profiles, broken)
+    own, broken_own = _load_allowed(path.absolute().parent / ALLOWED.rstrip("/"), problems)
+    profiles, broken = {**profiles, **own}, broken | broken_own
+    linked = link(profiles, broken)[1]
     problems += linked
-    world = world or World()
+    problems += _missing_python(profiles.values(), path.absolute().parent / FEEDS)
+    world, now = world or World(), time.time()
     if config is not None:
         problems += check_profiles(config, {*profiles, *broken})
         if world.netvm is None and not on_qubes():
@@ -77,7 +102,27 @@ def load(path: Path, world: World | None = None) -> Loaded:
         if not config.upstream and not _upstream(world):
             message = "no resolver is known: /etc/resolv.conf names none"
             problems.append(Problem(Where(str(path)), message, "write dns: {upstream: [10.139.1.1]}"))
-    return Loaded(path, config, library, profiles, None, problems).within(world)
+    library, expires = _library(profiles, now), _expires(profiles, now)
+    return Loaded(path, config, library, profiles, None, problems, expires=expires).within(world)
+
+
+def _library(profiles: Mapping[str, Profile], now: float) -> Library:
+    return Library({name: profile.at(now) for name, profile in profiles.items()})
+
+
+def _expires(profiles: Mapping[str, Profile], now: float) -> float:
+    moments = (entry.until for profile in profiles.values() for entry in profile.temporary)
+    return min((moment for moment in moments if moment > now), default=math.inf)
+
+
+def _missing_python(profiles: Iterable[Profile], folder: Path) -> list[Problem]:
+    """The Python feeds whose file does not exist, each an error at its line."""
+    return [
+        Problem(feed.where, f'"{feed.source.python}": there is no file {folder / feed.source.python}.py', "write it")
+        for profile in profiles
+        for feed in profile.feeds
+        if feed.source.python and not (folder / f"{feed.source.python}.py").is_file()
+    ]
 
 
 def _upstream(world: World) -> tuple[tuple[IPAddress, int], ...]:
@@ -93,10 +138,30 @@ def load_profiles(folders: list[Path], problems: list[Problem]) -> tuple[dict[st
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        try:
-            found.update(files.profile_files(folder))
-        except files.FileError as error:
-            problems.append(Problem(Where(str(folder)), f"the folder of profiles cannot be read: {error}"))
+        found.update(_profile_files(folder, problems))
+    return _parse_profiles(found, problems)
+
+
+def _load_allowed(folder: Path, problems: list[Problem]) -> tuple[dict[str, Profile], set[str]]:
+    """The profiles that `proxyfw allow` writes, one for each client, and the names of those that have an error."""
+    found = {}
+    for client, path in (_profile_files(folder, problems) if folder.is_dir() else {}).items():
+        if is_client_name(client):
+            found[ALLOWED + client] = path
+        else:
+            problems.append(Problem(Where(str(path)), f'"{client}" is not the name of a qube', NAME_FIX))
+    return _parse_profiles(found, problems)
+
+
+def _profile_files(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+    try:
+        return files.profile_files(folder)
+    except files.FileError as error:
+        problems.append(Problem(Where(str(folder)), f"the folder of profiles cannot be read: {error}"))
+        return {}
+
+
+def _parse_profiles(found: Mapping[str, Path], problems: list[Problem]) -> tuple[dict[str, Profile], set[str]]:
     profiles = {}
     own = files.shipped("profiles")
     for name, path in sorted(found.items()):

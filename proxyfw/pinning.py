@@ -90,7 +90,7 @@ class PinKeeper:
                     del held[port]
             if not self._has_room(opened, wanted):
                 raise TooManyOpen
-        self._nft.apply(open_pinned(wanted, int(life + _SLACK)))
+        self._nft.change(open_pinned(wanted, int(life + _SLACK)))
         opened.update(dict.fromkeys(wanted, now + life + _SLACK))
 
     def _has_room(self, opened: dict[Pinned, float], wanted: list[Pinned]) -> bool:
@@ -202,7 +202,7 @@ class PinKeeper:
                 if verdict.reason is Reason.PIN:
                     held.append(UsedPort(*key))
         if held:
-            self._nft.apply(open_pinned(held, USED_LIFE))
+            self._nft.change(open_pinned(held, USED_LIFE))
         self._hear(heard)
 
     def _renew_hosts(self) -> None:
@@ -214,7 +214,7 @@ class PinKeeper:
                 found = pinned(self.policy, pin.client, pin.name, (pin.address,))
                 late = [each for each in found if isinstance(each, PinnedHost) and opened.get(each, 0.0) < pin.until]
                 if late:
-                    self._nft.apply(open_pinned(late, int(pin.until - now + _SLACK)))
+                    self._nft.change(open_pinned(late, int(pin.until - now + _SLACK)))
                     opened.update(dict.fromkeys(late, pin.until + _SLACK))
 
     def _save_soon(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import os
 import signal
 import socket
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from proxyfw import __version__
-from proxyfw.core.address import IPAddress
+from proxyfw.clientstatus import clients_status
 from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
+from proxyfw.core.policychange import addresses, changed, same
 from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY_PORT
 from proxyfw.dnsrelay import DnsRelay
 from proxyfw.dnsserve import DnsServer
@@ -31,7 +33,8 @@ from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
 from proxyfw.edge.upstream import Upstream
 from proxyfw.enforce import UNASKED, UNLOGGED, EnforceError, Enforcer
-from proxyfw.load import Loaded, load
+from proxyfw.feeding import FeedKeeper
+from proxyfw.load import FEEDS, Loaded, load
 from proxyfw.logview import visible
 from proxyfw.packetlog import row_of
 from proxyfw.pinning import PinKeeper
@@ -43,7 +46,10 @@ from proxyfw.startup import StartError, has, listening, open_dns, raise_descript
 CONTROL_SOCKET = "control.sock"
 LOG_FILE = "log.sqlite"
 PIN_FILE = "pins.sqlite"
+FEED_FOLDER = "feeds"  # of lists that were fetched
 _GARBAGE = 20_000
+_LONGEST_SLEEP = 60.0  # seconds after which the clock is looked at again, before a grant ends: a netvm may sleep
+_REFRESH = 50.0  # seconds that `refresh` waits for the lists; fetching goes on
 _RETRY = 1.0  # seconds before a policy that could not be put in force is tried again
 
 
@@ -71,6 +77,7 @@ class Service:
         self._stop = asyncio.Event()
         self._failed = ""  # why the service must end, and be started anew
         self._retry: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._changing = asyncio.Lock()
         self._committed: frozenset[str] = frozenset()  # addresses whose rules are to be put in force
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,6 +103,9 @@ class Service:
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
         self._pins = PinKeeper(loaded.policy, self._nft, self._nft.another(), store, loop)
         self._pins.restore()
+        feeds = Path(loaded.config.state_dir) / FEED_FOLDER
+        python = self._path.absolute().parent / FEEDS
+        self._feeds = FeedKeeper(self._nft.another(), feeds, python, self._changing, self._on_lists, say)
         control = await self._start_control(loaded)
         # From here on nothing is awaited until a command would find all that it asks, so none can come too early.
         try:
@@ -112,7 +122,9 @@ class Service:
         self._relay = DnsRelay(self._shared)
         dns = DnsServer(self._relay, loop)
         await dns.start(datagrams, relayed)
+        self._feeds.want(loaded.policy.feeds())
         self._follow(loop, loaded)
+        self._expire_later()
         gc.collect()
         gc.freeze()  # what is there now lives as long as the service
         gc.set_threshold(_GARBAGE)  # a connection leaves few cycles behind: look for them less often
@@ -145,11 +157,17 @@ class Service:
         ):
             loop.add_signal_handler(number, action)
         self._enforcer.start(loop, self._on_lost)
-        self._enforcer.end_forwarded(_addresses(loaded.policy), loaded.policy, self._pins)
         self._sources.follow(loop, self._on_world)
         self._sources.want_names(loaded.config)
         netvm = self._sources.world.netvm
         self._spawn(self._sources.handled(frozenset(map(str, netvm.rules if netvm is not None else ()))))
+        self._spawn(self._end_former())
+
+    async def _end_former(self) -> None:
+        """Ends what the kernel has forwarded up to now and is no longer permitted."""
+        await self._feeds.restored()  # until then it is not known what the lists permit
+        policy = self._shared.policy
+        self._enforcer.end_forwarded(addresses(policy), policy, self._pins)
 
     def _watchdog(self, loop: asyncio.AbstractEventLoop, interval: float | None) -> None:
         """Tells systemd that the loop turns."""
@@ -174,8 +192,10 @@ class Service:
         self._poller.stop()
         self._nflog.stop()
         self._enforcer.stop(asyncio.get_running_loop())
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        await self._feeds.stop()
         await self._sources.stop()
         await self._pins.stop()
         self._log.stop()
@@ -199,10 +219,10 @@ class Service:
         except (routes.RoutesError, NflogError, EnforceError, OSError) as error:
             raise StartError(str(error)) from None
 
-    def _apply(self, loaded: Loaded, policy: Policy) -> None:
+    def _apply(self, loaded: Loaded, policy: Policy) -> frozenset[str]:
         assert loaded.config is not None
         own_rules = self._sources.world.netvm is not None
-        self._enforcer.apply(policy, loaded.config.downstream_group, self._pins, own_rules)
+        return self._enforcer.apply(policy, loaded.config.downstream_group, self._pins, own_rules)
 
     def _start_log(self, loaded: Loaded) -> None:
         assert loaded.config is not None
@@ -229,10 +249,10 @@ class Service:
     async def _renew(self, anyway: bool = False) -> None:
         """Puts in force what Qubes OS knows now, with the files as they were last taken; again and again if need be."""
         async with self._changing:
-            now = self._state.loaded.within(self._sources.world)
+            now = self._state.loaded.at(time.time()).within(self._sources.world, self._feeds.lists)
             assert now.policy is not None
             committed = self._committed
-            if anyway or committed or not _same(now.policy, self._shared.policy):
+            if anyway or committed or not same(now.policy, self._shared.policy):
                 for note in now.notes:
                     if note not in self._state.loaded.notes:
                         say(note)
@@ -243,7 +263,9 @@ class Service:
                     return
                 if closed:
                     say(f"{closed} connections closed that are no longer permitted")
+            self._state.loaded = now
             self._committed -= committed
+            self._expire_later()
         await self._sources.handled(committed)
 
     def _again(self, why: str) -> None:
@@ -259,7 +281,7 @@ class Service:
         """Takes the new files, all of them or none: the last good policy stays until another one is in force."""
         read = await asyncio.to_thread(load, self._path, self._sources.world)
         async with self._changing:
-            loaded = read.within(self._sources.world)  # it may be another by now
+            loaded = read.within(self._sources.world, self._feeds.lists)  # both may be others by now
             told = [str(problem) for problem in loaded.problems]
             if loaded.policy is None or loaded.config is None:
                 return self._reload_failed(told)
@@ -268,6 +290,8 @@ class Service:
             except EnforceError as error:
                 return self._reload_failed([*told, str(error)])
             self._sources.want_names(loaded.config)
+            self._feeds.doubt()
+            self._expire_later()
             self._state.reloaded = time.time()
             told += [*loaded.notes, *_needs_restart(self._state.started, loaded.config)]
             for line in (*told, f"reloaded: {len(loaded.policy.clients)} clients, {closed} connections closed"):
@@ -277,15 +301,37 @@ class Service:
     def _take(self, loaded: Loaded, policy: Policy) -> int:
         """Puts a policy in force, and ends what it forbids; how many proxied connections that were."""
         before = self._shared.policy
-        self._apply(loaded, policy)
+        empty = self._apply(loaded, policy)
         self._state.loaded, self._state.failed = loaded, []
         if policy.upstream != before.upstream:
             clock = self._poller.loop.time
             self._shared.resolver = Resolver(Upstream(policy.upstream, clock).ask, clock)
         self._pins.replaced(policy)
+        self._feeds.want(policy.feeds(), empty)
+        return self._rejudge(before, policy)
+
+    def _rejudge(self, before: Policy, policy: Policy) -> int:
+        """Ends what the policy, which is in force, forbids; how many proxied connections that were."""
         closed = self._proxy.rejudge(policy)
-        self._enforcer.end_forwarded(_changed(before, policy), policy, self._pins)
+        self._enforcer.end_forwarded(changed(before, policy), policy, self._pins)
         return closed
+
+    def _on_lists(self) -> None:
+        """The packet layer holds other lists of feeds: so does the policy from here on."""
+        before = self._shared.policy
+        policy = before.with_lists(self._feeds.lists)
+        self._pins.policy = policy
+        self._rejudge(before, policy)
+
+    def _expire_later(self) -> None:
+        """Renews the policy when the next of the grants that are for a while ends."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        left = self._state.loaded.expires - time.time()
+        if left < math.inf:
+            sleep = min(max(left, 0.0), _LONGEST_SLEEP)
+            self._expiry = asyncio.get_running_loop().call_later(sleep, lambda: self._spawn(self._renew()))
 
     def _reload_failed(self, problems: list[str]) -> Answer:
         self._state.failed = problems
@@ -301,6 +347,8 @@ class Service:
     async def _answer(self, command: str) -> Answer:
         if command == "reload":
             return await self._reload()
+        if command in ("refresh", "refresh accept"):
+            return await self._refresh(command.endswith("accept"))
         if command == "status":
             return self._status()
         if command == "world":
@@ -308,6 +356,11 @@ class Service:
         if command.startswith("pins "):
             return self._pinned(command.removeprefix("pins "))
         return {"ok": False, "problems": [f"unknown command {command!r}"]}
+
+    async def _refresh(self, accept: bool) -> Answer:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._feeds.refresh(accept), _REFRESH)
+        return {"ok": True, "feeds": self._feeds.status()}
 
     def _pinned(self, client: str) -> Answer:
         found = self._pins.of(client)
@@ -325,20 +378,9 @@ class Service:
             "since": self._state.since,
             "reloaded": self._state.reloaded,
             "reload_failed": self._state.failed,
-            "clients": [
-                {
-                    "name": client.name,
-                    "addresses": [str(address) for address in client.addresses],
-                    "profiles": list(client.profiles),
-                    "mode": "qubes" if client.exact else "observe" if client.observe else "enforce",
-                    "dns": "all" if client.dns_all or client.exact else "profile",
-                    "rules": sum(len(rules.rules) for rules in client.rules.values()),
-                    "connections": open_now.get(client.name, 0),
-                    "pins": pins.get(client.name, 0),
-                    "lookups": self._shared.looked_up[client.name],
-                }
-                for client in policy.clients.values()
-            ],
+            "clients": clients_status(policy, open_now, pins, self._shared.looked_up),
+            "feeds": self._feeds.status(),
+            "feeds_on": self._state.loaded.config is None or self._state.loaded.config.feeds,
             "notes": [*self._state.loaded.notes, *self._sources.trouble],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
             "accepted": self._proxy.accepted,
@@ -356,21 +398,6 @@ class Service:
                 "kernel_overruns": self._nflog.lost,
             },
         }
-
-
-def _addresses(policy: Policy) -> frozenset[IPAddress]:
-    return frozenset(address for client in policy.clients.values() for address in client.addresses)
-
-
-def _same(one: Policy, other: Policy) -> bool:
-    return (one.clients, one.upstream, one.client_dns) == (other.clients, other.upstream, other.client_dns)
-
-
-def _changed(before: Policy, now: Policy) -> frozenset[IPAddress]:
-    """The addresses that are another client's now, or of one to whom another policy applies."""
-    other = [name for name in {**before.clients, **now.clients} if before.clients.get(name) != now.clients.get(name)]
-    found = [policy.clients[name] for policy in (before, now) for name in other if name in policy.clients]
-    return frozenset(address for client in found for address in client.addresses)
 
 
 def say(text: str) -> None:

@@ -1,6 +1,7 @@
 """The pins in memory, packet layer and file, kept in step; the packet layer is a double that notes what it is told."""
 
 import asyncio
+from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from proxyfw.core.address import IPAddress
 from proxyfw.core.clients import Member
 from proxyfw.core.config import parse_config
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.netlink import attributes
+from proxyfw.core.nftbatch import Change
 from proxyfw.core.pins import MIN_LIFE
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
@@ -49,17 +52,29 @@ class Packets:
         self.flowtable = False
         self.changed = asyncio.Event()
 
-    def apply(self, text: str) -> None:
+    def change(self, changes: Iterable[Change]) -> None:
         if self.fails:
             raise NftError("no")
         self.changed.set()
-        self.told += [line.partition("{ ")[2].removesuffix(" }") for line in text.splitlines() if "timeout" in line]
+        self.told += [text for change in changes for text in map(_in_words, change.elements) if "timeout" in text]
 
     def elements(self, _: object) -> list[tuple[IPAddress, IPAddress, int, int]]:
         return self.used
 
     def tables(self) -> frozenset[str]:
         return frozenset({FLOWTABLE} if self.flowtable else ())
+
+
+def _in_words(element: bytes) -> str:
+    """An element, as nft writes it."""
+    ((_, body),) = attributes(element)
+    values = dict(attributes(body))
+    key = dict(attributes(values[1]))[1]
+    size = 16 if len(key) > 12 else 4
+    fields = [str(ip_address(key[at : at + size])) for at in range(0, min(len(key), 2 * size), size)]
+    fields += [str(int.from_bytes(key[2 * size :][:2]))] if len(key) > 2 * size else []
+    timeout = f" timeout {int.from_bytes(values[4]) // 1000}s" if 4 in values else ""
+    return " . ".join(fields) + timeout
 
 
 class Time:

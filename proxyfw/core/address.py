@@ -42,7 +42,7 @@ INTERNAL: tuple[IPNetwork, ...] = (
     ),
 )
 
-_PRIVATE: tuple[IPNetwork, ...] = tuple(
+PRIVATE: tuple[IPNetwork, ...] = tuple(
     map(
         ip_network,
         (
@@ -70,7 +70,7 @@ def kind_of(address: IPAddress) -> AddressKind:
     """Sorts an address; an IPv6 address that stands for an IPv4 one is INTERNAL."""
     if any(address.version == net.version and address in net for net in (*INTERNAL, *EMBEDDING)):
         return AddressKind.INTERNAL
-    if any(address.version == net.version and address in net for net in _PRIVATE):
+    if any(address.version == net.version and address in net for net in PRIVATE):
         return AddressKind.PRIVATE
     return AddressKind.GLOBAL
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from proxyfw.core.address import IPAddress
 from proxyfw.core.config import Client, Config, parse_address
 from proxyfw.core.netvm import Netvm, Qube, World
+from proxyfw.core.profile import ALLOWED
 from proxyfw.core.qubes_rules import RuleSet
 
 
@@ -32,7 +33,7 @@ def members(config: Config, profiles: Collection[str], world: World) -> tuple[li
     `profiles`: the names of those that exist. Fails closed: an address that is in doubt is nobody's.
     """
     notes: list[str] = []
-    found = _Finder(config, world, notes)
+    found = _Finder(config, profiles, world, notes)
     listed = [found.member(name, _held(name, world.netvm, profiles, notes)) for name in found.names()]
     return [*listed, *found.unlisted()], notes
 
@@ -49,10 +50,11 @@ def _held(name: str, netvm: Netvm | None, profiles: Collection[str], notes: list
 
 
 class _Finder:
-    def __init__(self, config: Config, world: World, notes: list[str]) -> None:
+    def __init__(self, config: Config, profiles: Collection[str], world: World, notes: list[str]) -> None:
         self._config, self._world, self._notes = config, world, notes
         self._qubes = {qube.name: qube for qube in world.attached.qubes} if world.attached else {}
         self._held = world.netvm.profiles if world.netvm else {}
+        self._profiles = profiles
         owners: dict[IPAddress, list[Qube]] = {}
         for qube in self._qubes.values():
             for address in qube.addresses:
@@ -74,11 +76,15 @@ class _Finder:
         return [entry for tag, entry in self._config.tags.items() if qube is not None and tag in qube.tags]
 
     def member(self, name: str, held: tuple[str, ...] | None) -> Member:
-        """A listed client. What dom0 holds stands in place of what the file says of its profiles."""
+        """A listed client. What dom0 holds stands in place of what the file says of its profiles; what was allowed to
+        this client alone is added to either.
+        """
         own, qube = self._config.clients.get(name), self._qubes.get(name)
         entries = [*([own] if own else []), *self._tags(qube)]
         decisive = entries[:1] if own else entries  # by tags alone, the strictest of them
         profiles = held if held is not None else tuple(each for entry in entries for each in entry.profiles)
+        if ALLOWED + name in self._profiles:
+            profiles = (*profiles, ALLOWED + name)
         return self._located(
             Member(
                 name=name,

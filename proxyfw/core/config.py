@@ -8,6 +8,7 @@ from ipaddress import IPv6Address, ip_address
 from yaml.nodes import MappingNode, Node
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.duration import DURATION_FIX, parse_duration
 from proxyfw.core.problem import Problem, Where
 from proxyfw.core.yamltext import Document, Text, suggestion
 
@@ -15,7 +16,7 @@ _LATER = {
     "explicit": "remove the line",
     "upstream_proxy": "remove the line",
 }
-_KEYS = ("clients", "clients_file", "unlisted", "profiles", "dns", "log", "downstream_group", "state_dir")
+_KEYS = ("clients", "clients_file", "unlisted", "profiles", "feeds", "dns", "log", "downstream_group", "state_dir")
 _CLIENT_KEYS = ("profiles", "mode", "address", "dns")
 
 TAG = "tag:"
@@ -24,8 +25,6 @@ TAG = "tag:"
 _TAG = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _QUBE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,30}")
 NAME_FIX = "write a letter, then letters, digits, -, _ and ., at most 31 characters in all"
-_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhd])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"([1-9][0-9]{0,5})([kMG]B|[KMG]iB)")
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _MIN_LOG = 2**20
@@ -54,9 +53,9 @@ class Config:
     """proxyfw.yaml, checked.
 
     `clients_file`: a path, from the folder of this file on. `clients` and, by Qubes tag, `tags` in the order written.
-    `unlisted_qubes`: whoever is attached and not listed gets what sys-firewall would give. `upstream`: resolvers with
-    their ports; empty: those of resolv.conf. `log_keep` in seconds, `log_max_size` in bytes. `downstream_group`: the
-    interface group of the client side.
+    `unlisted_qubes`: whoever is attached and not listed gets what sys-firewall would give. `feeds`: lists are
+    fetched; else no feed grants anything. `upstream`: resolvers with their ports; empty: those of resolv.conf.
+    `log_keep` in seconds, `log_max_size` in bytes. `downstream_group`: the interface group of the client side.
     """
 
     clients: Mapping[str, Client]
@@ -64,6 +63,7 @@ class Config:
     tags: Mapping[str, Client] = field(default_factory=dict)
     unlisted_qubes: bool = False
     profile_folders: tuple[str, ...] = ()
+    feeds: bool = True
     upstream: tuple[tuple[IPAddress, int], ...] = ()
     log_keep: int = 30 * 86400
     log_max_size: int = 512 * 2**20
@@ -86,6 +86,7 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
         profile_folders=tuple(
             text.value for text in document.texts(fields.get("profiles")) if _is_absolute(document, text)
         ),
+        feeds=not _chosen(document, fields.get("feeds"), "feeds", ("on", "off")),
         upstream=_upstream(document, fields.get("dns")),
         log_keep=_number(document, log.get("keep"), _duration, defaults.log_keep),
         log_max_size=_number(document, log.get("max_size"), _size, defaults.log_max_size),
@@ -132,6 +133,11 @@ def check_addresses(config: Config) -> list[Problem]:
 def is_qube_name(text: str) -> bool:
     """Whether Qubes OS lets a qube have this name."""
     return bool(_QUBE.fullmatch(text))
+
+
+def is_client_name(text: str) -> bool:
+    """Whether a client may be called this: as a qube, or by its address, where its name is not known."""
+    return is_qube_name(text) or parse_address(text) is not None
 
 
 def parse_address(text: str) -> IPAddress | None:
@@ -271,10 +277,10 @@ class _Unreadable(Exception):
 
 
 def _duration(text: str) -> int:
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise _Unreadable("not a duration", "write a number and s, m, h or d, as in 30d")
-    return int(match[1]) * _SECONDS[match[2]]
+    seconds = parse_duration(text)
+    if seconds is None:
+        raise _Unreadable("not a duration", DURATION_FIX)
+    return seconds
 
 
 def _size(text: str) -> int:

@@ -10,17 +10,17 @@ import re
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from proxyfw.core.ruleset import TABLE
+from proxyfw.core.ruleset import FEED_SET, TABLE
 
 KEPT = frozenset({"told4", "told6", "hosts-told4", "hosts-told6", "queries", "flood"})
-"""Sets that are of no policy: what has been counted and told in them goes on from one generation to the next."""
+"""Sets that are of no policy: what has been counted and told in them goes on from one generation to the next. So does
+what is in the sets of feeds."""
 
 _DECLARED = re.compile(r"^[ \t]*(?:set|map|chain) ([\w-]+) \{", re.MULTILINE)
 _BASE = re.compile(r"^([ \t]*)chain ([\w-]+) \{\n[ \t]*(type [^\n]*)\n", re.MULTILINE)
 _NAMED = re.compile(
     rf"((?:^|[ \t])(?:set|map|chain) (?=[\w-]+ \{{)|@|\b(?:goto|jump) |\belement {TABLE} )([\w-]+)", re.MULTILINE
 )
-_ELEMENTS = re.compile(rf"\b(element {TABLE} )([\w-]+)")
 _SUFFIX = re.compile(r"\.(\d+)")
 
 
@@ -34,7 +34,7 @@ class Stages(NamedTuple):
 def stages(text: str, generation: str) -> Stages:
     """A ruleset in pieces. `text`: the table, as nft would take it at once. `generation`: as from `following`."""
     base = [(match[2], match[3]) for match in _BASE.finditer(text)]
-    names = frozenset(_DECLARED.findall(text)) - KEPT
+    names = frozenset(name for name in _DECLARED.findall(text) if not _is_kept(name))
     flip = []
     for name, kind in base:
         flip += [
@@ -45,14 +45,14 @@ def stages(text: str, generation: str) -> Stages:
     return Stages(_renamed(_BASE.sub(r"\1chain \2 {\n", text), generation, names), "\n".join(flip) + "\n")
 
 
-def within(text: str, generation: str) -> str:
-    """Changes of elements, for the sets of a generation."""
-    return _ELEMENTS.sub(lambda match: f"{match[1]}{named(match[2], generation)}", text)
-
-
 def named(name: str, generation: str) -> str:
     """What a set or chain is called in a generation."""
-    return name if name in KEPT else f"{name}{generation}"
+    return name if _is_kept(name) else f"{name}{generation}"
+
+
+def feed_sets(text: str) -> frozenset[str]:
+    """The sets of feeds that a ruleset has."""
+    return frozenset(name for name in _DECLARED.findall(text) if name.startswith(FEED_SET))
 
 
 def generation_of(name: str) -> str:
@@ -68,18 +68,39 @@ def following(names: Iterable[str]) -> str:
 
 
 def leftovers(
-    chains: Collection[str], sets: Collection[tuple[str, str]], base: Collection[str], generation: str
+    chains: Collection[str],
+    sets: Collection[tuple[str, str]],
+    base: Collection[str],
+    generation: str,
+    feeds: Collection[str] = (),
 ) -> str:
-    """The nftables text that takes away what is of another generation. `sets`: `set` or `map`, and the name."""
-    gone = [name for name in chains if name not in base and generation_of(name) != generation]
-    objects = [(kind, name) for kind, name in sets if name not in KEPT and generation_of(name) != generation]
+    """The nftables text that takes away what is of another generation, and all sets of feeds but these. `sets`: `set`
+    or `map`, and the name.
+    """
+    return removal(
+        [name for name in chains if name not in base and generation_of(name) != generation],
+        [
+            (kind, name)
+            for kind, name in sets
+            if (name not in feeds if name.startswith(FEED_SET) else not _is_kept(name))
+            and generation_of(name) != generation
+        ],
+    )
+
+
+def removal(chains: Collection[str], sets: Collection[tuple[str, str]]) -> str:
+    """The nftables text that takes these away."""
     return "".join(
         [
-            *(f"flush chain {TABLE} {name}\n" for name in gone),
-            *(f"delete {kind} {TABLE} {name}\n" for kind, name in objects),
-            *(f"delete chain {TABLE} {name}\n" for name in gone),
+            *(f"flush chain {TABLE} {name}\n" for name in chains),
+            *(f"delete {kind} {TABLE} {name}\n" for kind, name in sets),
+            *(f"delete chain {TABLE} {name}\n" for name in chains),
         ]
     )
+
+
+def _is_kept(name: str) -> bool:
+    return name in KEPT or name.startswith(FEED_SET)
 
 
 def _renamed(text: str, generation: str, names: frozenset[str]) -> str:

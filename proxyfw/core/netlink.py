@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 _KIND = 0x3FFF  # NLA_TYPE_MASK; above it: that attributes are in it, that its bytes are in network order
 _NESTED = 0x8000
+_DUMP_INTR = 0x10  # NLM_F_DUMP_INTR
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -16,6 +17,17 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind, data[at + 16 : at + length]
         at += (length + 3) & ~3
+
+
+def interrupted(data: bytes) -> bool:
+    """Whether the kernel says, in one of a datagram's messages, that what it lists was changed meanwhile."""
+    at = 0
+    while at + 16 <= len(data):
+        length, _, flags = struct.unpack_from("=IHH", data, at)
+        if flags & _DUMP_INTR:
+            return True
+        at += max((length + 3) & ~3, 16)
+    return False
 
 
 def attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -3,11 +3,14 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 
 from proxyfw.core.address import AddressKind, IPAddress, kind_of
-from proxyfw.core.clientpolicy import ClientPolicy, of_profiles
+from proxyfw.core.addresslist import AddressList
+from proxyfw.core.clientpolicy import ClientPolicy, lists_of, of_profiles
 from proxyfw.core.clients import Member, members
 from proxyfw.core.config import Config
+from proxyfw.core.feed import Feed, Source
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.netvm import World
@@ -52,6 +55,15 @@ class Policy:
         self._kind = lru_cache(maxsize=_REMEMBERED)(self._kind_here)
         self.never = frozenset(a for client in self.clients.values() for a in client.addresses)
         """The clients' own addresses: rule 1, with the internal ranges."""
+
+    def with_lists(self, lists: Mapping[Source, AddressList]) -> "Policy":
+        """The same policy, where the feeds hold this."""
+        clients = [replace(client, lists=lists_of(client.feeds, lists)) for client in self.clients.values()]
+        return Policy(clients, self.upstream, self.client_dns)
+
+    def feeds(self) -> list[Feed]:
+        """The feeds of all clients."""
+        return list({feed: None for client in self.clients.values() for feed in client.feeds})
 
     def client_at(self, address: str) -> str | None:
         """The client with this source address. On Qubes a source address cannot be spoofed between clients."""
@@ -110,6 +122,9 @@ class Policy:
             grant = client.networks.find(destination, transport, flow.port)
             if grant is not None:
                 return Allow(Reason.NETWORK, _rule(grant), str(grant.where))
+            feed = client.find_feed(destination, transport, flow.port)
+            if feed is not None:
+                return Allow(Reason.FEED, _rule(feed), str(feed.where))
         return self._decide_by_name(client, flow)
 
     def _decide_by_name(self, client: ClientPolicy, flow: Flow) -> Verdict:
@@ -338,7 +353,7 @@ def is_quic(transport: str, port: int) -> bool:
     return transport == "udp" and port == QUIC_PORT
 
 
-def _rule(grant: Pattern | NetworkGrant) -> str:
+def _rule(grant: Pattern | NetworkGrant | Feed) -> str:
     return f"{grant.profile}: {grant.text}"
 
 
@@ -356,11 +371,13 @@ def build(
     found: Iterable[Member] | None = None,
     client_dns: tuple[IPAddress, ...] = (),
     shared: dict[tuple[str, ...], ClientPolicy] | None = None,
+    lists: Mapping[Source, AddressList] = MappingProxyType({}),
 ) -> Policy:
     """The policy of a checked configuration. `upstream` stands for `config.upstream` where that is empty.
 
     `found`: the clients as they are now; None: those of the configuration, outside Qubes OS. `shared`: what profiles
-    grant together, kept by the caller from one policy of the same library to the next, and added to.
+    grant together, kept by the caller from one policy of the same library to the next, and added to. `lists`: what the
+    feeds hold, as the packet layer has it.
     """
     shared = {} if shared is None else shared
     clients = []
@@ -378,6 +395,8 @@ def build(
                 rules=client.rules,
                 exact=client.exact,
                 profiles=client.profiles,
+                feeds=base.feeds if config.feeds else (),
+                lists=lists_of(base.feeds, lists) if config.feeds else (),
             )
         )
     return Policy(clients, config.upstream or upstream, client_dns)

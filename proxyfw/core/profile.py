@@ -2,20 +2,25 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from graphlib import CycleError, TopologicalSorter
 from ipaddress import ip_address, ip_network
 
-from yaml.nodes import Node
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from proxyfw.core.address import IPNetwork
+from proxyfw.core.feed import Feed, parse_feeds
 from proxyfw.core.hostname import HostnameError, normalise
 from proxyfw.core.pattern import PORT_FIX, Form, Index, Pattern, Port, PortError, caution, parse_pattern, parse_port
 from proxyfw.core.problem import Problem, Where
 from proxyfw.core.yamltext import Document, Text, suggestion
 
-_KEYS = ("description", "domains", "networks", "include", "private")
-_LATER = {"feeds": "write the addresses under networks:"}
+ALLOWED = "allowed/"
+"""How the names of those profiles begin that `proxyfw allow` writes: allowed/CLIENT is the client's own."""
+
+_KEYS = ("description", "domains", "networks", "feeds", "include", "private", "temporary")
+_UNTIL_FIX = "write a date, a time and its offset, as in 2026-01-31T12:00:00+00:00"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 
@@ -32,20 +37,42 @@ class NetworkGrant:
 
 
 @dataclass(frozen=True, slots=True)
+class Temporary:
+    """One entry of a profile's `temporary`: a pattern or network, granted up to a moment in epoch seconds."""
+
+    grant: Pattern | NetworkGrant
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """What one file grants. `private`: its domains may lead to private addresses; what it includes is not affected.
 
-    `include_where` holds the line of each include.
+    `temporary`: what is granted for a while, and not among the others before `at`. `include_where` holds the line of
+    each include.
     """
 
     name: str
     description: str
     domains: tuple[Pattern, ...]
     networks: tuple[NetworkGrant, ...]
+    feeds: tuple[Feed, ...]
+    temporary: tuple[Temporary, ...]
     include: tuple[str, ...]
     include_where: tuple[Where, ...]
     private: bool
     where: Where
+
+    def at(self, now: float) -> "Profile":
+        """The profile as it is at this moment, in epoch seconds: what is granted for a while has come to the others."""
+        if not self.temporary:
+            return self
+        live = [each.grant for each in self.temporary if each.until > now]
+        return replace(
+            self,
+            domains=(*self.domains, *(grant for grant in live if isinstance(grant, Pattern))),
+            networks=(*self.networks, *(grant for grant in live if isinstance(grant, NetworkGrant))),
+        )
 
 
 def parse_network(text: str, where: Where, profile: str) -> NetworkGrant | Problem:
@@ -90,11 +117,13 @@ def _not_a_network_fix(address: str) -> str:
 
 def parse_profile(name: str, file: str, text: str) -> tuple[Profile | None, list[Problem]]:
     """The profile (None where there is an error), and all errors and warnings. `name`: the file's, without .yaml."""
+    if name.startswith(ALLOWED) and not re.search(r"^[ \t]*[^# \t\r\n]", text, re.MULTILINE):
+        text = "{}"  # all that was allowed was taken back by hand, and the comments were left
     document = Document(file, text)
-    if not _NAME.fullmatch(name):
+    if not name.startswith(ALLOWED) and not _NAME.fullmatch(name):
         fix = "rename the file: letters, digits, -, _ and . (a letter or digit first), then .yaml"
         document.error(Where(file), f'"{name}" cannot be the name of a profile', fix)
-    fields = document.fields(document.root, _KEYS, _LATER)
+    fields = document.fields(document.root, _KEYS)
     description = document.text(fields.get("description"))
     includes = document.texts(fields.get("include"))
     profile = Profile(
@@ -102,6 +131,8 @@ def parse_profile(name: str, file: str, text: str) -> tuple[Profile | None, list
         description=" ".join(description.value.split()) if description else "",
         domains=_domains(document, fields.get("domains"), name),
         networks=_networks(document, fields.get("networks"), name),
+        feeds=parse_feeds(document, fields.get("feeds"), name),
+        temporary=_temporary(document, fields.get("temporary"), name),
         include=tuple(include.value for include in includes),
         include_where=tuple(include.where for include in includes),
         private=document.boolean(fields.get("private")) or False,
@@ -109,7 +140,7 @@ def parse_profile(name: str, file: str, text: str) -> tuple[Profile | None, list
     )
     if document.failed:
         return None, document.problems
-    if not (profile.domains or profile.networks or profile.include):
+    if not (profile.domains or profile.networks or profile.feeds or profile.include or name.startswith(ALLOWED)):
         document.warn(profile.where, "this profile grants nothing", "add names under domains:, or delete the file")
     return profile, document.problems
 
@@ -155,6 +186,55 @@ def _network(document: Document, text: Text, profile: str) -> NetworkGrant | Non
     if parsed.network.prefixlen == 0:
         document.warn(text.where, f'"{text.value}" grants every address', "write only the networks that are needed")
     return parsed
+
+
+def _temporary(document: Document, node: Node | None, profile: str) -> tuple[Temporary, ...]:
+    if node is None:
+        return ()
+    if not isinstance(node, SequenceNode):
+        document.error(document.where(node), "a list is wanted", "write one entry with grant: and until: for each")
+        return ()
+    return tuple(entry for item in node.value if (entry := _temporary_entry(document, item, profile)))
+
+
+def _temporary_entry(document: Document, node: Node, profile: str) -> Temporary | None:
+    fields = document.fields(node, ("grant", "until"))
+    if isinstance(node, MappingNode) and len(node.value) < 2:
+        document.error(document.where(node), "grant: and until: are wanted", "write both")
+    grant, until = document.text(fields.get("grant")), document.text(fields.get("until"))
+    if grant is None or until is None:
+        return None
+    parsed = parse_grant(grant.value, grant.where, profile)
+    moment = _moment(until.value)
+    if moment is None:
+        document.error(until.where, f'until "{until.value}" is no moment', _UNTIL_FIX)
+    if isinstance(parsed, Problem):
+        document.add(parsed)
+    return None if isinstance(parsed, Problem) or moment is None else Temporary(parsed, moment)
+
+
+def parse_grant(text: str, where: Where, profile: str) -> Pattern | NetworkGrant | Problem:
+    """A network where an address is written, else a pattern."""
+    network = parse_network(text, where, profile)
+    if isinstance(network, NetworkGrant) or _is_address(_split_network(text)[0].partition("/")[0]):
+        return network
+    return parse_pattern(text, where, profile)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _moment(text: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.timestamp() if moment.tzinfo is not None else None
+    except (ValueError, OverflowError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)

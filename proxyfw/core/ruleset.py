@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, IPAddress, IPNetwork
 from proxyfw.core.clientpolicy import ClientPolicy
+from proxyfw.core.feed import Source
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.nftbatch import Change, element
 from proxyfw.core.pattern import Port
 from proxyfw.core.policy import QUIC_PORT, Policy
 from proxyfw.core.qubes_rules import DNS_PORT, Action, RuleSet
@@ -50,6 +52,9 @@ MARK, MASK = 0x10000000, 0x30000000
 
 TABLE = "inet proxyfw"
 
+FEED_SET = "feed-"
+"""How the names of the sets of feeds begin."""
+
 OURS = '"proxyfw"'
 """The comment by which our rules in Qubes' tables are found."""
 
@@ -63,9 +68,10 @@ class PinnedPort(NamedTuple):
     address: IPAddress
     port: int
 
-    def element(self, timeout: str = "") -> str:
-        """As an element of its set."""
-        return f"pins{self.address.version} {{ {self.client} . {self.address} . {self.port}{timeout} }}"
+    @property
+    def set(self) -> str:
+        """The set that it is an element of."""
+        return f"pins{self.address.version}"
 
 
 class UsedPort(NamedTuple):
@@ -75,20 +81,17 @@ class UsedPort(NamedTuple):
     address: IPAddress
     port: int
 
-    def element(self, timeout: str = "") -> str:
-        """As an element of its set."""
-        return f"used{self.address.version} {{ {self.client} . {self.address} . {self.port}{timeout} }}"
+    @property
+    def set(self) -> str:
+        """The set that it is an element of."""
+        return f"used{self.address.version}"
 
 
 class PinnedHost(NamedTuple):
     """An address that one client was told for a host of its Qubes firewall rules, and the set of that host."""
 
-    name: str
+    set: str
     address: IPAddress
-
-    def element(self, timeout: str = "") -> str:
-        """As an element of its set."""
-        return f"{self.name} {{ {self.address}{timeout} }}"
 
 
 Pinned = PinnedPort | UsedPort | PinnedHost
@@ -123,10 +126,11 @@ def render(
             "}",
             skeleton,
             f"table {TABLE} {{",
+            *_feed_sets(clients),
             *chains,
             "}",
             *_elements(clients),
-            *(f"add element {TABLE} {pin.element(f' timeout {seconds}s')}" for pin, seconds in pinned.items()),
+            *(f"add element {TABLE} {pin.set} {{ {_key(pin)} timeout {seconds}s }}" for pin, seconds in pinned.items()),
             "",
         ]
     )
@@ -226,6 +230,12 @@ def _granted_lines(client: ClientPolicy) -> list[str]:
         match = f" {port.transport} dport {port.number}" if port else ""
         for version, members in _families(networks):
             lines.append(f"{_ip(version)} daddr {{ {members} }}{match} goto forward-it")
+    lines += [
+        f"{_ip(version)} daddr @{feed_set(feed.source, version)}{match} goto forward-it"
+        for feed in client.feeds
+        for match in ([f" {port.transport} dport {port.number}" for port in feed.ports] or [""])
+        for version in (4, 6)
+    ]
     lines.append("meta l4proto tcp goto to-proxy")
     if any(port.transport == "udp" for port in client.by_pin.ports()):
         for ip, version in (("ip", 4), ("ip6", 6)):
@@ -271,14 +281,19 @@ def _pinned_hosts(policy: Policy, client: ClientPolicy, name: Hostname, address:
             yield PinnedHost(name_of_set, address)
 
 
-def open_pinned(pins: Iterable[Pinned], seconds: int) -> str:
-    """The nftables text that opens them, or gives them a new time-out. Added first, as none must be missing to be
-    deleted; deleted, as a time-out cannot be changed."""
-    lines = []
+def _key(pin: Pinned) -> str:
+    return f"{pin.address}" if isinstance(pin, PinnedHost) else f"{pin.client} . {pin.address} . {pin.port}"
+
+
+def open_pinned(pins: Iterable[Pinned], seconds: int) -> Iterator[Change]:
+    """The changes that open them, or give them a new time-out. Added first, as none must be missing to be deleted;
+    deleted, as a time-out cannot be changed."""
     for pin in pins:
-        lines += [f"add element {TABLE} {pin.element()}", f"delete element {TABLE} {pin.element()}"]
-        lines.append(f"add element {TABLE} {pin.element(f' timeout {seconds}s')}")
-    return "\n".join(lines)
+        fields = [pin.address.packed]
+        if not isinstance(pin, PinnedHost):
+            fields = [pin.client.packed, pin.address.packed, pin.port.to_bytes(2)]
+        for adds, life in ((True, None), (False, None), (True, seconds)):
+            yield Change(pin.set, adds, [element(*fields, seconds=life)])
 
 
 def _elements(clients: Iterable[ClientPolicy]) -> list[str]:
@@ -295,6 +310,20 @@ def _set(name: str, networks: Iterable[IPNetwork]) -> str:
         f"\tset {name}{suffix} {{ type {kind}; flags interval; elements = {{ {found[version]} }} }}"
         for version, suffix, kind in ((4, "4", "ipv4_addr"), (6, "6", "ipv6_addr"))
     )
+
+
+def feed_set(source: Source, version: int) -> str:
+    """The name of the set of a feed's addresses. It belongs to no generation of the ruleset: what is in it stays."""
+    return f"{FEED_SET}{source.id}-{version}"
+
+
+def _feed_sets(clients: Iterable[ClientPolicy]) -> list[str]:
+    sources = {feed.source: None for client in clients for feed in client.feeds}
+    return [
+        f"\tset {feed_set(source, version)} {{ type {kind}; flags interval; }}"
+        for source in sources
+        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+    ]
 
 
 def _families(networks: Iterable[IPNetwork]) -> list[tuple[int, str]]:

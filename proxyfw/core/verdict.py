@@ -11,6 +11,7 @@ class Reason(StrEnum):
     # allowed
     DOMAIN = "domain"  # a pattern of one of the client's profiles
     NETWORK = "network"  # a network of one of the client's profiles
+    FEED = "feed"  # a list of addresses of one of the client's profiles
     PIN = "pin"  # a pattern that names the port, and the client was told this address for the name
     QUBES_RULE = "qubes-rule"  # a Qubes firewall rule of the client, which may also refuse
     RELAY = "relay"  # DNS goes to the relay, which decides by the name asked

@@ -18,7 +18,8 @@ class Authority:
         self._folder.mkdir(parents=True, exist_ok=True)
         _openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30"),
-            *("-subj", "/CN=proxyfw demo authority", "-keyout", str(self._key), "-out", str(self.ca)),
+            *("-addext", "keyUsage=critical,keyCertSign", "-subj", "/CN=proxyfw demo authority"),
+            *("-keyout", str(self._key), "-out", str(self.ca)),
         )
 
     def certificate(self, names: Iterable[str]) -> tuple[Path, Path]:

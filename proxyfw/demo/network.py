@@ -101,6 +101,7 @@ class Network:
             self._address(self.internet, "eth0", f"{address}/{128 if ':' in address else 32}")
         self._route(self.netvm, "default", "via", ROUTER4)
         self._route(self.netvm, "default", "via", ROUTER6)
+        self._resolvers(self.netvm, (RESOLVER,))
 
     def _make_client(self, qube: Qube) -> None:
         namespace = self.namespace(qube.name)
@@ -113,10 +114,13 @@ class Network:
         for gateway in (GATEWAY4, GATEWAY6):
             self._route(namespace, gateway, "dev", "eth0")
             self._route(namespace, "default", "via", gateway, "dev", "eth0", "onlink")
-        # `ip netns exec` lays these files over /etc: the client asks the addresses that Qubes hands out.
+        self._resolvers(namespace, CLIENT_DNS)  # which Qubes hands out
+
+    def _resolvers(self, namespace: str, addresses: Sequence[str]) -> None:
+        """What is asked for names in a namespace: `ip netns exec` lays these files over /etc."""
         files = _NETNS_FILES / namespace
         files.mkdir(parents=True, exist_ok=True)
-        servers = "".join(f"nameserver {address}\n" for address in CLIENT_DNS)
+        servers = "".join(f"nameserver {address}\n" for address in addresses)
         (files / "resolv.conf").write_text(f"{servers}options timeout:2 attempts:1\n")
 
     def _veth(self, left: str, left_name: str, right: str, right_name: str) -> None:

@@ -1,6 +1,10 @@
-"""The one door to nftables: libnftables, one atomic transaction a call."""
+"""The one door to nftables: libnftables for rulesets, netlink for elements; one atomic transaction a call."""
 
+import errno
 import json
+import os
+import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,10 +14,36 @@ from typing import Any
 import nftables
 
 from proxyfw.core.address import IPAddress
-from proxyfw.core.generations import following, generation_of, leftovers, named, stages, within
+from proxyfw.core.addresslist import Range
+from proxyfw.core.generations import feed_sets, following, generation_of, leftovers, named, removal, stages
+from proxyfw.core.netlink import interrupted, messages
+from proxyfw.core.nftbatch import Change, batch
+from proxyfw.core.nftread import (
+    Rule,
+    ask_chains,
+    ask_counters,
+    ask_elements,
+    ask_rules,
+    ask_sets,
+    ask_tables,
+    chain_of,
+    counter_of,
+    ends_of,
+    ranges_of,
+    rule_of,
+    set_of,
+    table_of,
+)
 from proxyfw.core.ruleset import TABLE
 
 _FAMILY, _NAME = TABLE.split()
+_NETLINK_NETFILTER = 12
+_SO_SNDBUFFORCE = 32
+_SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_SPARE = 1 << 16
+_PATIENCE = 10.0  # seconds for an answer; the kernel makes it while it is being asked
+_TRIES = 100
 
 
 class NftError(Exception):
@@ -30,8 +60,8 @@ class _Generation:
 class Nft:
     """Needs CAP_NET_ADMIN in the network namespace it is used in. For one thread; `another` is for another one.
 
-    Its first use has to come early: libnftables waits with select(2), which aborts the process for a descriptor of 1024
-    or more. From then on it keeps the one that it has.
+    The first use of `apply`, `replace`, `elements` or `copy` has to come early: libnftables waits with select(2), which
+    aborts the process for a descriptor of 1024 or more. From then on it keeps the one that it has.
     """
 
     def __init__(self) -> None:
@@ -44,56 +74,85 @@ class Nft:
         other._generation = self._generation
         return other
 
+    def prepare(self) -> None:
+        """Is the early first use."""
+        self._kept().cmd("list tables")
+
     def apply(self, text: str) -> None:
-        """Applies all of the text, or nothing. Elements of proxyfw's sets go to the generation in force.
+        """Applies all of the text, or nothing. Raises NftError."""
+        self._run(text)
 
-        Raises NftError.
+    def change(self, changes: Iterable[Change]) -> None:
+        """Changes elements of proxyfw's sets, those of the generation in force: all of them, or none. Raises NftError.
+
+        For any thread, also beside other calls.
         """
-        self._run(within(text, self._in_force()) if self._in_force() else text)
+        generation = self._in_force()
+        found = [change._replace(set=named(change.set, generation)) for change in changes if change.elements]
+        if found:
+            _send(batch(_NAME, found))
 
-    def replace(self, text: str, also: str = "") -> None:
+    def replace(self, text: str, also: str = "") -> frozenset[str]:
         """Puts a ruleset of proxyfw's in force, in place of the one before: all of it, or nothing. Raises NftError.
 
-        `also`: further text, for the moment at which it takes the place.
+        `also`: further text, for the moment at which it takes the place. Answers which sets of feeds were made anew,
+        and so are empty.
         """
         chains, sets = self._named()
-        generation = following([*chains, *(name for _, name in sets)])
+        before = {name for _, name in sets}
+        generation = following([*chains, *before])
         staged = stages(text, generation)
         self._run(staged.build)
-        self._run(staged.flip + also)
+        try:
+            self._run(staged.flip + also)
+        except NftError:
+            self._remove(generation)
+            raise
         self._generation.name = generation
+        base, feeds = [name for name in chains if not generation_of(name)], feed_sets(text)
         with suppress(NftError):  # it is in nobody's way, and goes the next time
-            self._run(leftovers(chains, sets, [name for name in chains if not generation_of(name)], generation))
+            self._run(leftovers(chains, sets, base, generation, feeds))
+        return feeds - before
+
+    def _remove(self, generation: str) -> None:
+        """Takes away what was built of a generation that is not in force."""
+        chains, sets = self._named()
+        with suppress(NftError):
+            self._run(
+                removal(
+                    [name for name in chains if generation_of(name) == generation],
+                    [(kind, name) for kind, name in sets if generation_of(name) == generation],
+                )
+            )
 
     def base_chains(self) -> dict[str, str]:
-        """Those of proxyfw's table: where each leads; "" where it is not one rule that leads to a chain."""
+        """Those of proxyfw's table: where each leads; "" where it is not one rule that leads to a chain. Raises
+        NftError.
+        """
         found = {}
-        for item in self._list(f"chains {_FAMILY}"):
-            chain = item.get("chain", {})
-            if chain.get("table") == _NAME and "hook" in chain:
-                rules = [
-                    each["rule"]["expr"] for each in self._list(f"chain {TABLE} {chain['name']}") if "rule" in each
-                ]
-                first = rules[0][0] if len(rules) == 1 else {}
-                found[chain["name"]] = first.get("goto", {}).get("target", "")
+        for chain in map(chain_of, _listed(ask_chains(_FAMILY))):
+            if chain.table == _NAME and chain.hooked:
+                rules = self._rules(_FAMILY, _NAME, chain.name)
+                found[chain.name] = rules[0].goto if len(rules) == 1 else ""
         return found
 
     def intact(self) -> bool:
-        """Whether the base chains of `replace` lead to the ruleset that it has put in force."""
+        """Whether the base chains of `replace` lead to the ruleset that it has put in force. Raises NftError."""
         generation, found = self._generation.name or "", self.base_chains()
         return bool(generation and found) and all(to == name + generation for name, to in found.items())
 
     def tables(self) -> frozenset[str]:
-        """Family and name of every table."""
-        items = [item["table"] for item in self._list("tables") if "table" in item]
-        return frozenset(f"{table['family']} {table['name']}" for table in items)
+        """Family and name of every table. Raises NftError."""
+        return frozenset(map(table_of, _listed(ask_tables())))
 
     def comments(self, chain: str) -> list[str] | None:
-        """The comments of a chain's rules, "" for one without; None: there is no such chain. As in `ip qubes input`."""
-        items = self._list(f"chain {chain}")
-        if not any("chain" in item for item in items):
+        """The comments of a chain's rules, "" for one without; None: there is no such chain. As in `ip qubes input`.
+        Raises NftError.
+        """
+        family, table, name = chain.split()
+        if not any((each.table, each.name) == (table, name) for each in map(chain_of, _listed(ask_chains(family)))):
             return None
-        return [item["rule"].get("comment", "") for item in items if "rule" in item]
+        return [rule.comment for rule in self._rules(family, table, name)]
 
     def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int, int]]:
         """What these sets of proxyfw's table hold, of elements of two addresses and maybe a port (else it is 0): these,
@@ -115,10 +174,16 @@ class Nft:
             if of(ip_address(key[0]))
         )
 
+    def ranges(self, name: str, version: int) -> list[Range]:
+        """What an interval set of addresses of proxyfw's table holds; nothing where there is no such set. For any
+        thread. Raises NftError.
+        """
+        ends = [end for body in _listed(ask_elements(_FAMILY, _NAME, name)) for end in ends_of(body)]
+        return ranges_of(ends, version)
+
     def counter(self, name: str) -> int:
-        """Packets of a named counter of proxyfw's table; 0 where there is none."""
-        items = self._list(f"counter {TABLE} {name}")
-        return sum(item["counter"]["packets"] for item in items if "counter" in item)
+        """Packets of a named counter of proxyfw's table; 0 where there is none. Raises NftError."""
+        return dict(map(counter_of, _listed(ask_counters(_FAMILY, _NAME)))).get(name, 0)
 
     def _elements(self, names: Iterable[str]) -> Iterator[tuple[str, list[Any], int]]:
         """The set's name, the fields of the element, and its seconds."""
@@ -135,18 +200,14 @@ class Nft:
 
     def _named(self) -> tuple[list[str], list[tuple[str, str]]]:
         """The chains, and the sets and maps, of proxyfw's table."""
-        chains = [item["chain"] for item in self._list(f"chains {_FAMILY}") if "chain" in item]
-        sets = [
-            (kind, item[kind])
-            for what in ("sets", "maps")
-            for item in self._list(f"{what} {_FAMILY}")
-            for kind in ("set", "map")
-            if kind in item
-        ]
-        return (
-            [chain["name"] for chain in chains if chain["table"] == _NAME],
-            [(kind, each["name"]) for kind, each in sets if each["table"] == _NAME],
-        )
+        chains = [chain.name for chain in map(chain_of, _listed(ask_chains(_FAMILY))) if chain.table == _NAME]
+        sets = [("map" if each.is_map else "set", each.name) for each in map(set_of, _listed(ask_sets(_FAMILY, _NAME)))]
+        # The ones that nft makes for `{ ... }` inside a rule go with it.
+        return chains, [each for each in sets if not each[1].startswith("__")]
+
+    def _rules(self, family: str, table: str, chain: str) -> list[Rule]:
+        bodies = _listed(ask_rules(family, table, chain))
+        return [rule for body in bodies if (rule := rule_of(body, chain)) is not None]
 
     def _run(self, text: str) -> None:
         status, _, error = self._kept().cmd(text)
@@ -164,3 +225,65 @@ class Nft:
             self._context = nftables.Nftables()
             self._context.set_json_output(True)
         return self._context
+
+
+def _send(data: bytes) -> None:
+    """Raises NftError. The kernel carries a transaction out, and answers, while it is being sent."""
+    codes: list[int] = []
+    try:
+        with _socket(len(data)) as sock:
+            sock.send(data)
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    codes += [_code(body) for _, body in messages(sock.recv(_SPARE))]
+    except OSError as error:
+        raise NftError(f"elements of sets: {error.strerror}") from None
+    if set(codes) != {0}:
+        failed = next((code for code in codes if code), 0)
+        raise NftError(f"elements of sets: {os.strerror(failed) if failed else 'the kernel does not answer'}")
+
+
+def _listed(request: bytes) -> list[bytes]:
+    """What the kernel lists, as it was at one moment; nothing where it is not there. Raises NftError."""
+    for _ in range(_TRIES):
+        found = _list_once(request)
+        if found is not None:
+            return found
+    raise NftError("the ruleset changes too fast to be listed")
+
+
+def _list_once(request: bytes) -> list[bytes] | None:
+    """None: it was changed meanwhile."""
+    bodies: list[bytes] = []
+    whole = True
+    try:
+        with _socket(len(request)) as sock:
+            sock.send(request)
+            while True:
+                data = sock.recv(_SPARE)
+                whole = whole and not interrupted(data)
+                for kind, body in messages(data):
+                    if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+                        code = _code(body)
+                        if code not in (0, errno.ENOENT, errno.EINTR):
+                            raise NftError(f"the ruleset cannot be listed: {os.strerror(code)}")
+                        return bodies if whole and code != errno.EINTR else None
+                    bodies.append(body)
+    except OSError as error:
+        raise NftError(f"the ruleset cannot be listed: {error.strerror or 'the kernel does not answer'}") from None
+
+
+def _socket(size: int) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    sock.settimeout(_PATIENCE)
+    if size > _SPARE:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size + _SPARE)
+    sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+    return sock
+
+
+def _code(body: bytes) -> int:
+    """The error number of an answer, 0 for none."""
+    return -int.from_bytes(body[:4], sys.byteorder, signed=True)

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from random import Random
 
 from proxyfw.core.address import AddressKind, IPAddress, IPNetwork, kind_of
+from proxyfw.core.addresslist import AddressList
 from proxyfw.core.clients import Member
 from proxyfw.core.config import Config
 from proxyfw.core.flow import Flow, Protocol
@@ -79,6 +80,8 @@ PROFILES = {
     "ports": "domains: ['a.example:22', 'b.example:123/udp', 'c.example:443/udp', 'c.example:1000/udp']\n",
     "nets": "networks: [203.0.113.0/28, '203.0.113.16/28:443', '192.0.2.0/24:123/udp', '[2001:db8:2::/64]:22',"
     " 192.168.1.0/24, 10.137.0.0/24]\n",
+    "lists": "feeds:\n- {url: 'https://a.example/', format: text, ports: [22, 123/udp]}\n"
+    "- {url: 'https://b.example/', format: text}\n",
     "inside": "domains: ['b.example:123/udp', 'c.example:22']\nprivate: true\n",
 }
 
@@ -90,6 +93,14 @@ def library() -> Library:
 
 
 LIBRARY = library()
+
+LISTED = ("203.0.113.16/32", "203.0.113.64/26", "192.0.2.0/25", "2001:db8:2::/49")
+LISTS = {
+    feed.source: AddressList.of(map(ip_network, LISTED[at:]))
+    for profile in LIBRARY.profiles.values()
+    for at, feed in enumerate(profile.feeds)
+}
+"""What the feeds hold."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ def draw_world(random: Random, kinds: Sequence[str] = KINDS, clients: Sequence[s
         profiles = () if exact else tuple(each for each in PROFILES if random.random() < 0.4)
         observe = not exact and random.random() < 0.25
         found.append(Member(name, profiles, observe, random.random() < 0.3, ADDRESSES[name], rules=rules, exact=exact))
-    policy = build(Config({}), LIBRARY, UPSTREAM, found, CLIENT_DNS if random.random() < 0.8 else ())
+    policy = build(Config({}), LIBRARY, UPSTREAM, found, CLIENT_DNS if random.random() < 0.8 else (), lists=LISTS)
     pins: dict[tuple[str, IPAddress], tuple[Hostname, ...]] = {}
     for _ in range(random.randint(0, 8)):
         address = draw_address(random, random.choice((4, 6)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxyfw.core.generations import KEPT, following, generation_of, leftovers, stages, within
+from proxyfw.core.generations import KEPT, feed_sets, following, generation_of, leftovers, named, stages
 
 TEXT = """\
 table inet proxyfw {
@@ -61,12 +61,16 @@ def test_a_generation_is_built_beside_the_one_in_force_and_then_led_to() -> None
     ]
 
 
-def test_elements_go_to_the_generation_in_force() -> None:
-    text = "add element inet proxyfw pins4 { 1 . 2 timeout 3s }\ndelete element inet proxyfw told4 { 1 . 2 }\n"
-    assert within(text, ".3") == text.replace("pins4", "pins4.3")
-    assert within("table inet proxyfw { chain forward { accept } }", ".3") == (
-        "table inet proxyfw { chain forward { accept } }"
-    )
+def test_elements_are_of_the_generation_in_force_but_for_those_that_are_kept() -> None:
+    assert named("pins4", ".3") == "pins4.3"
+    assert named("flood", ".3") == "flood"
+    assert named("feed-0123456789abcdef-4", ".3") == "feed-0123456789abcdef-4"
+
+
+def test_sets_of_feeds_are_of_no_generation() -> None:
+    text = "table inet proxyfw {\n\tset feed-a-4 { }\n\tchain client-0 {\n\t\tip daddr @feed-a-4 accept\n\t}\n}\n"
+    assert stages(text, ".3").build == text.replace("client-0", "client-0.3")
+    assert feed_sets(text) == {"feed-a-4"}
 
 
 @pytest.mark.parametrize(
@@ -86,12 +90,14 @@ def test_the_next_generation_is_nobodys(names: list[str], generation: str) -> No
 def test_what_is_of_another_generation_goes_rules_first() -> None:
     chains = ["forward", "forward.1", "client-0.1", "client-0.2", "of-an-older-version"]
     sets = [("map", "clients4.1"), ("set", "never4.2"), ("set", "pins4"), *(("set", name) for name in KEPT)]
-    assert leftovers(chains, sets, ["forward"], ".2").splitlines() == [
+    sets += [("set", "feed-a-4"), ("set", "feed-b-4")]
+    assert leftovers(chains, sets, ["forward"], ".2", ["feed-b-4"]).splitlines() == [
         "flush chain inet proxyfw forward.1",
         "flush chain inet proxyfw client-0.1",
         "flush chain inet proxyfw of-an-older-version",
         "delete map inet proxyfw clients4.1",
         "delete set inet proxyfw pins4",
+        "delete set inet proxyfw feed-a-4",
         "delete chain inet proxyfw forward.1",
         "delete chain inet proxyfw client-0.1",
         "delete chain inet proxyfw of-an-older-version",

@@ -1,5 +1,7 @@
 """Profiles: what a file grants, every mistake with its line and what to write instead, and the includes."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,19 @@ domains:
 networks: ["140.82.112.0/20:22"]
 include: [fastly]
 """
+
+
+TEXT = "url: 'https://a.example/x', format: text"
+
+
+def feed(**changed: str) -> str:
+    """A profile with one feed, and these of its keys."""
+    keys = {"url": "https://a.example/x", "format": "text"} | changed
+    return "feeds:\n- {" + ", ".join(f"{key}: {text}" for key, text in keys.items()) + "}\n"
+
+
+def for_a_while(grant: str, until: str = "2026-01-31T12:00:00Z") -> str:
+    return f'temporary: [{{grant: "{grant}", until: "{until}"}}]\n'
 
 
 def profile(text: str, name: str = "p") -> Profile:
@@ -65,13 +80,61 @@ def test_a_whole_profile() -> None:
     assert (parsed.include, parsed.include_where) == (("fastly",), (Where("github.yaml", 10),))
 
 
-def test_feeds_are_not_in_this_version() -> None:
-    text = GITHUB + "feeds:\n  - url: https://api.github.com/meta\n    format: json\n"
-    parsed, problems = parse_profile("github", "github.yaml", text)
-    assert parsed is None
-    assert [str(problem) for problem in problems if not problem.warning] == [
-        'github.yaml:11: error: the key "feeds" is not in this version; write the addresses under networks:'
+FEEDS = """\
+feeds:
+  - url: https://api.github.com/meta
+    format: json
+    select: [git, "a.b"]
+    ports: [22, 123/udp, "22"]
+    every: 5d
+  - {url: "https://www.cloudflare.com/ips-v4", format: text}
+  - python: our_list
+    every: 10m
+"""
+
+
+def test_feeds() -> None:
+    parsed = profile(FEEDS)
+    assert [(str(feed.source), [str(port) for port in feed.ports], feed.every) for feed in parsed.feeds] == [
+        ("https://api.github.com/meta git a.b", ["22", "123/udp"], 5 * 86400),
+        ("https://www.cloudflare.com/ips-v4", [], 86400),
+        ("feeds/our_list.py", [], 600),
     ]
+    assert [(feed.where, feed.profile) for feed in parsed.feeds] == [(Where("p.yaml", line), "p") for line in (2, 7, 8)]
+    assert len({feed.source.id for feed in parsed.feeds}) == 3
+    again = profile(FEEDS, "q").feeds[0]
+    assert (again.source, again.source.id) == (parsed.feeds[0].source, parsed.feeds[0].source.id)  # one list, not two
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}", "domains: []\n"])
+def test_what_was_allowed_to_a_client_may_be_nothing(text: str) -> None:
+    parsed, problems = parse_profile("allowed/work", "allowed/work.yaml", text)
+    assert parsed is not None
+    assert (parsed.domains, problems) == ((), [])
+
+
+TEMPORARY = """\
+domains: [a.example]
+temporary:
+  - {grant: "*.b.example:22", until: "2026-01-31T12:00:00+00:00"}
+  - grant: 192.0.2.0/24:22
+    until: 2026-01-31T12:00:00+01:00
+  - {grant: "2001:db8::1", until: 2026-01-31T12:00:10Z}
+"""
+
+
+def test_what_is_granted_for_a_while() -> None:
+    parsed = profile(TEMPORARY)
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+    for now, granted in (
+        (noon - 3601, ["a.example", "*.b.example:22", "192.0.2.0/24:22", "2001:db8::1"]),
+        (noon - 3600, ["a.example", "*.b.example:22", "2001:db8::1"]),
+        (noon, ["a.example", "2001:db8::1"]),
+        (noon + 10, ["a.example"]),
+    ):
+        then = parsed.at(now)
+        assert [grant.text for grant in (*then.domains, *then.networks)] == granted
+    assert (parsed.domains[0].text, len(parsed.domains), parsed.networks) == ("a.example", 1, ())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +196,33 @@ def test_feeds_are_not_in_this_version() -> None:
         pytest.param("domains: [x.com]\nprivate: [true]\n", 2, "this is a list", "one value", id="private as a list"),
         pytest.param("domains: [x.com]\ndescription:\n", 2, "nothing here", "remove the key", id="no description"),
         pytest.param("domains: [x.com]\ninclude: a\n", 2, "a list is wanted", "write [a]", id="one include"),
-        pytest.param("feeds: []\n", 1, '"feeds" is not in this version', "under networks:", id="feeds"),
+        pytest.param("feeds: x\n", 1, "a list of feeds is wanted", "- url:", id="feeds that are no list"),
+        pytest.param("feeds: [x]\n", 1, "a feed is a mapping", "url: and format:", id="a feed that is no mapping"),
+        pytest.param(f"feeds:\n- {{{TEXT}, size: 1}}\n", 2, 'unknown key "size"', "known:", id="an unknown key"),
+        pytest.param("feeds:\n- {url: 'https://a.example'}\n", 2, "without format:", "json or", id="no format"),
+        pytest.param("feeds:\n- {format: text}\n", 2, "without url:", "https://", id="no URL"),
+        pytest.param(feed(url="http://a.example"), 2, "not an https URL", "https://host/path", id="http"),
+        pytest.param(feed(url="https://"), 2, "not an https URL", "https://host/path", id="a URL without a host"),
+        pytest.param(feed(url="https://a.example:0/"), 2, "not an https URL", "https://host/path", id="port 0"),
+        pytest.param(feed(url="https://a b.example"), 2, "not an https URL", "https://host/path", id="a blank"),
+        pytest.param(feed(url="https://me:x@a.example/"), 2, "password in the URL", "without it", id="a password"),
+        pytest.param(feed(url="https://a.example/#x"), 2, "never fetched", "remove it", id="a fragment"),
+        pytest.param(feed(format="xml"), 2, 'format "xml" does not exist', "json or text", id="an unknown format"),
+        pytest.param(feed(select="[git]"), 2, '"git": ', "README", id="a selection of a text"),
+        pytest.param(feed(ports="[0]"), 2, '"0" is not a port', '[22, "123/udp"]', id="a port that is none"),
+        pytest.param(feed(every="1m"), 2, 'every "1m"', "from 10m to 90d", id="too often"),
+        pytest.param(feed(every="91d"), 2, 'every "91d"', "from 10m to 90d", id="too seldom"),
+        pytest.param(feed(every="x"), 2, 'every "x"', "a number and", id="no duration"),
+        pytest.param("feeds:\n- {python: ../x}\n", 2, "not the name of a Python feed", "feeds/NAME.py", id="a path"),
+        pytest.param(
+            feed(python="x").replace("format: text, ", ""), 2, "url: does not go with", "one", id="two in one"
+        ),
+        pytest.param("temporary: x\n", 1, "a list is wanted", "grant: and until:", id="temporary that is no list"),
+        pytest.param("temporary: [{grant: x.com}]\n", 1, "grant: and until:", "write both", id="without an end"),
+        pytest.param(for_a_while("x.com", "tomorrow"), 1, "is no moment", "2026-01-31T12:00", id="no moment"),
+        pytest.param(for_a_while("x.com", "2026-01-31T12:00"), 1, "is no moment", "its offset", id="a moment nowhere"),
+        pytest.param(for_a_while("*.com"), 1, "public suffix", "example.com", id="a public suffix for a while"),
+        pytest.param(for_a_while("10.1.2.3/8"), 1, "beyond /8", "10.0.0.0/8", id="host bits for a while"),
     ],
 )
 def test_errors_name_the_line_and_the_fix(text: str, line: int, message: str, fix: str) -> None:

@@ -24,6 +24,7 @@ from ruleworlds import (
     HOSTS,
     KINDS,
     LIBRARY,
+    LISTS,
     UPSTREAM,
     World,
     draw_flow,
@@ -45,8 +46,12 @@ WORLDS, FLOWS = 400, 12  # the worlds of each property, and the flows of each wo
 
 
 def tables_of(world: World) -> nftmodel.Tables:
-    """The rendered chains, with what the pins open."""
-    return nftmodel.read(ruleset.render(world.policy, "", 2, dict.fromkeys(opened(world), 300)))
+    """The rendered chains, with what the pins open and the feeds hold."""
+    tables = nftmodel.read(ruleset.render(world.policy, "", 2, dict.fromkeys(opened(world), 300)))
+    for feed in world.policy.feeds():
+        for network in LISTS[feed.source].networks():
+            tables.sets[ruleset.feed_set(feed.source, network.version)].append(str(network))
+    return tables
 
 
 def opened(world: World) -> Iterable[ruleset.Pinned]:
@@ -242,18 +247,15 @@ def test_broken_rules_close_their_own_client_alone() -> None:
 def test_the_sets_of_a_host_hold_what_it_was_told_for() -> None:
     work = policy("action=accept dsthost=a.example\naction=drop dsthost=b.example\naction=drop dsthost=a.example")
     told = [ip_address(text) for text in ("192.0.2.1", "192.168.1.1", "2001:db8::1")]
-    assert [pin.element() for pin in ruleset.pinned(work, "work", HOSTS[0], told)] == [
-        "host-0-0a4 { 192.0.2.1 }",
-        "host-0-0d4 { 192.0.2.1 }",
-        "host-0-0d4 { 192.168.1.1 }",  # a name grant reaches no private address; a drop holds there too
+    assert [(pin.set, str(pin.address)) for pin in ruleset.pinned(work, "work", HOSTS[0], told)] == [
+        ("host-0-0a4", "192.0.2.1"),
+        ("host-0-0d4", "192.0.2.1"),
+        ("host-0-0d4", "192.168.1.1"),  # a name grant reaches no private address; a drop holds there too
     ]
-    assert [pin.element() for pin in ruleset.pinned(work, "work", HOSTS[1], told[:1])] == ["host-0-1d4 { 192.0.2.1 }"]
+    assert list(ruleset.pinned(work, "work", HOSTS[1], told[:1])) == [("host-0-1d4", told[0])]
     assert list(ruleset.pinned(work, "work", Hostname("z.example"), told)) == []
     exact = policy("action=accept dsthost=a.example", exact=True)
-    assert [pin.element() for pin in ruleset.pinned(exact, "work", HOSTS[0], told)] == [
-        "host-0-0a4 { 192.0.2.1 }",
-        "host-0-0a4 { 192.168.1.1 }",
-    ]
+    assert list(ruleset.pinned(exact, "work", HOSTS[0], told)) == [("host-0-0a4", told[0]), ("host-0-0a4", told[1])]
 
 
 @pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")

@@ -12,6 +12,7 @@ import pytest
 from proxyfw.core import ruleset
 from proxyfw.core.config import parse_config
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.nftbatch import element
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.qubes_rules import DNS_PORT
@@ -105,13 +106,39 @@ def test_an_answer_opens_the_udp_ports_of_its_name_for_each_address_of_the_clien
     ]
     assert list(ruleset.pinned(work, "work", Hostname("git.example"), told)) == []
     assert list(ruleset.pinned(work, "work", Hostname("a.ntp.example"), [ip_address("10.1.2.3")])) == []
-    assert ruleset.open_pinned(ports[:1], 300).splitlines() == [
-        "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
-        "delete element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 }",
-        "add element inet proxyfw pins4 { 10.137.0.11 . 192.0.2.1 . 123 timeout 300s }",
+    key = (four.packed, told[0].packed, b"\0\x7b")
+    assert list(ruleset.open_pinned(ports[:1], 300)) == [
+        ("pins4", True, [element(*key)]),
+        ("pins4", False, [element(*key)]),
+        ("pins4", True, [element(*key, seconds=300)]),
     ]
     rendered = ruleset.render(work, "", 2, dict.fromkeys(ports, 300)).splitlines()
     assert "add element inet proxyfw pins6 { fd09:24ef:4179::a89:b . 2001:db8::1 . 124 timeout 300s }" in rendered
+
+
+def test_a_feed_is_a_set_that_is_filled_by_others() -> None:
+    feeds = (
+        "feeds:\n- {url: 'https://a.example/', format: json, select: [git], ports: [22, 123/udp]}\n"
+        "- {url: 'https://a.example/', format: json}\n"
+    )
+    work = policy(WORK, feeds)
+    one, other = (ruleset.feed_set(feed.source, 4).removesuffix("-4") for feed in work.feeds())
+    text = ruleset.render(work, "", 2)
+    assert chain(text, "client-0")[-8:] == [
+        f"ip daddr @{one}-4 tcp dport 22 goto forward-it",
+        f"ip6 daddr @{one}-6 tcp dport 22 goto forward-it",
+        f"ip daddr @{one}-4 udp dport 123 goto forward-it",
+        f"ip6 daddr @{one}-6 udp dport 123 goto forward-it",
+        f"ip daddr @{other}-4 goto forward-it",
+        f"ip6 daddr @{other}-6 goto forward-it",
+        "meta l4proto tcp goto to-proxy",
+        "goto refuse-no-name",
+    ]
+    assert [line.strip() for line in text.splitlines() if "feed-" in line and "set" in line.split()] == [
+        f"set {name}-{version} {{ type {kind}; flags interval; }}"
+        for name in (one, other)
+        for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+    ]
 
 
 def test_the_skeleton_hands_queries_to_where_the_relay_takes_them() -> None:

@@ -16,6 +16,8 @@ from typing import TypeVar
 import pytest
 
 from proxyfw.core.address import IPAddress
+from proxyfw.core.addresslist import Range
+from proxyfw.core.nftbatch import Change, element, ranges
 from proxyfw.core.ruleset import TABLE
 from proxyfw.edge.nft import Nft, NftError
 
@@ -33,6 +35,13 @@ table inet proxyfw {
 """
 ONE = "10.137.0.11 . 192.0.2.1 . 123"
 OTHER = "10.137.0.11 . 192.0.2.2 . 123"
+
+FEEDS = """
+	set feed-a-4 { type ipv4_addr; flags interval; }
+	set feed-a-6 { type ipv6_addr; flags interval; }
+"""
+LISTED = [(int(ip_address("127.0.0.2")), int(ip_address("127.0.0.3")))]
+FAR = [(0x0B000000 + 512 * at, 0x0B0000FF + 512 * at) for at in range(1000)]  # networks that no test is about
 
 T = TypeVar("T")
 Inside = Callable[[Callable[[], T]], T]
@@ -59,6 +68,12 @@ def prepared() -> Nft:
 
 def add(to: str, *elements: str) -> str:
     return "".join(f"add element {TABLE} {to} {{ {element} }}\n" for element in elements)
+
+
+def opened(text: str, seconds: int = 60) -> Change:
+    one, other, port = text.split(" . ")
+    fields = (ip_address(one).packed, ip_address(other).packed, int(port).to_bytes(2))
+    return Change("open4", True, [element(*fields, seconds=seconds)])
 
 
 def held(nft: Nft, *names: str) -> list[tuple[IPAddress, IPAddress]]:
@@ -211,7 +226,7 @@ def test_a_generation_takes_the_place_of_the_one_before(inside: Inside) -> None:
             reader = reader or nft.another()
             assert nft.intact()
             assert held(nft) == held(reader) == [pair(ONE)]
-            nft.apply(add("open4", f"{OTHER} timeout 60s"))
+            nft.change([opened(OTHER)])
             assert len(held(nft)) == len(held(reader)) == 2
         listed = nft_list(f"table {TABLE}")
         assert sorted(listed) == ["clients4.3", "granted", "granted.3", "judge.3", "open4.3", "output", "output.3",
@@ -239,10 +254,11 @@ def test_one_that_is_refused_changes_nothing(inside: Inside) -> None:
             with pytest.raises(NftError):
                 nft.replace(text, also)
             assert nft.intact()
-            nft.apply(add("open4", f"{ONE} timeout 60s"))
+            assert not [name for name in nft_list(f"table {TABLE}") if name.endswith((".2", ".3"))]  # nor leaves any
+            nft.change([opened(ONE)])
         nft.replace(GENERATION, f"table ip x {{}}\n{add('told4', '192.0.2.1')}")
         assert nft.intact()
-        assert not [name for name in nft_list(f"table {TABLE}") if name.endswith((".1", ".2"))]
+        assert not [name for name in nft_list(f"table {TABLE}") if name.endswith((".1", ".3"))]
 
     inside(test)
 
@@ -285,6 +301,98 @@ def test_no_packet_meets_a_ruleset_that_is_not_whole(inside: Inside) -> None:
     inside(test)
 
 
+def test_elements_are_added_and_deleted_by_netlink(inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.change([opened(ONE, 7200), Change("open4", True, []), opened(OTHER)])
+        assert sorted((str(other), seconds > 3600) for _, other, _, seconds in nft.elements(("open4",))) == [
+            ("192.0.2.1", True),
+            ("192.0.2.2", False),
+        ]
+        nft.change([opened(ONE)._replace(adds=False)])
+        assert held(nft) == [pair(OTHER)]
+
+    inside(test)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        pytest.param(opened(ONE)._replace(set="unheard-of"), "No such file", id="no such set"),
+        pytest.param(Change("open4", True, [element(b"12")]), "Invalid argument", id="another kind of element"),
+        pytest.param(opened("10.137.0.11 . 192.0.2.9 . 1")._replace(adds=False), "No such file", id="it is not there"),
+    ],
+)
+def test_a_bad_change_changes_nothing(bad: Change, why: str, inside: Inside) -> None:
+    def test() -> None:
+        nft = prepared()
+        nft.change([opened(ONE)])
+        with pytest.raises(NftError, match=why):
+            nft.change([opened(ONE)._replace(adds=False), opened(OTHER), bad])
+        assert held(nft) == [pair(ONE)]
+
+    inside(test)
+
+
+@pytest.mark.parametrize(
+    ("version", "found"),
+    [
+        (4, LISTED),
+        (4, [(0x0B000000, 0x0B000000), (0x0B000002, 0x0B0000FE), (2**32 - 2, 2**32 - 1)]),
+        (4, FAR),
+        (6, [(0x20010DB8 << 96, (0x20010DB8 << 96) + 5), (2**128 - 16, 2**128 - 1)]),
+        (6, []),
+    ],
+)
+def test_ranges_are_held_as_they_were_given(version: int, found: list[Range], inside: Inside) -> None:
+    def test() -> None:
+        nft = Nft()
+        name = f"feed-a-{version}"
+        assert nft.ranges(name, version) == []
+        assert nft.replace(with_feeds()) == {"feed-a-4", "feed-a-6"}
+        nft.change([Change(name, True, ranges(found, version))])
+        assert nft.ranges(name, version) == found
+        assert nft.replace(with_feeds()) == frozenset()  # the same sets, with all that is in them
+        assert nft.ranges(name, version) == found
+        nft.replace(GENERATION)
+        assert not [name for name in nft_list(f"table {TABLE}") if name.startswith("feed-")]
+
+    inside(test)
+
+
+def with_feeds() -> str:
+    chain = "\t\tip daddr @granted counter name granted accept\n"
+    assert chain in GENERATION
+    text = GENERATION.replace(chain, "\t\tip daddr @feed-a-4 counter name granted accept\n")
+    return text.replace("\tcounter granted { }", FEEDS + "\tcounter granted { }")
+
+
+def test_no_packet_is_refused_while_ranges_change(inside: Inside) -> None:
+    """Those of other addresses, and also the very range that the packet's is in."""
+
+    def test() -> None:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        nft = Nft()
+        nft.replace(with_feeds())
+        nft.change([Change("feed-a-4", True, ranges(FAR + LISTED, 4))])
+        wider = [(LISTED[0][0] - 1, LISTED[0][1] + 7)]
+        with Packets("127.0.0.2") as sent:
+            for at in range(200):
+                others = [FAR[at], *FAR[500 : 500 + at]]
+                for before, now in ((LISTED, wider), (wider, LISTED)):
+                    nft.change(
+                        [
+                            Change("feed-a-4", False, ranges(others + before, 4)),
+                            Change("feed-a-4", True, ranges(others + now, 4)),
+                        ]
+                    )
+        assert sent.count > 200
+        assert nft.counter("refused") == 0
+        assert nft.counter("granted") >= sent.count
+
+    inside(test)
+
+
 class Packets:
     """Sends packets to an address for as long as it is open, in a thread; `count` of them."""
 
@@ -317,7 +425,7 @@ from proxyfw.edge.nft import Nft
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 nft = Nft()
-nft.tables()
+nft.prepare()
 while os.dup(0) < 1100:
     pass
 nft.apply(sys.argv[1])

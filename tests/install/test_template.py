@@ -74,6 +74,30 @@ def test_the_log_of_the_netvm_lasts(on):
     assert "/rw/bind-dirs/var/lib/proxyfw/log.sqlite" in on.files("/rw/bind-dirs")
 
 
+FEED = f"""
+def refresh(current):
+    lines = open("/proc/self/status").read().splitlines()
+    rights = {{line.split()[1] for line in lines if line.startswith(("CapPrm", "CapEff", "CapAmb"))}}
+    assert rights == {{"0" * 16}}, rights
+    try:
+        with open("/var/lib/proxyfw/written", "w") as file:
+            file.write("x")
+    except OSError:
+        return ["{OTHER}"]
+    raise AssertionError("it can write")
+"""
+
+
+def test_a_list_is_read_by_a_process_without_rights(on):
+    files = "mkdir -p feeds profiles && cat > feeds/ours.py && echo 'feeds: [{python: ours}]' > profiles/nets.yaml"
+    on.machine.run("sh", "-c", f"cd /rw/config/proxyfw && {files}", input=FEED)
+    on.run("proxyfw", "reload")
+
+    status = on.run("proxyfw", "refresh").stdout
+    assert on.reaches(OTHER) == "hello", status + on.said("proxyfw")
+    assert on.reaches(GRANTED) != "hello"
+
+
 def test_without_a_configuration_of_its_own_the_netvm_has_the_templates(template, boot):
     netvm = boot("plain", services=ON, layers=LAYER)
 
