@@ -108,8 +108,12 @@ class Connection:
         return self._task is not None
 
     def close(self, closed_by: str) -> None:
-        """Ends the connection at once, whatever it awaits."""
+        """Ends the connection at once, whatever it awaits. By `policy`, what the kernel has yet to send is lost too."""
         self.closed_by = closed_by
+        if closed_by == "policy":
+            self.client.reset_on_close()
+            if self.splice is not None:
+                self.splice.reset_on_close()
         if self.splice is not None:
             self.splice.close(closed_by)
         elif self._task is not None:

@@ -129,6 +129,11 @@ class Splice:
             if (half.first or half.out_of.readable) and not self.closed:
                 self._pump(half)
 
+    def reset_on_close(self) -> None:
+        """The coming `close` sends both sides a reset, and nothing that is still on its way to them."""
+        self._client.reset_on_close()
+        self._server.reset_on_close()
+
     def close(self, closed_by: str) -> None:
         """Closes both sockets at once."""
         if self.closed:

@@ -2,7 +2,8 @@
 
 import json
 import signal
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -56,6 +57,38 @@ def test_open_connections_that_it_forbids_are_closed_and_others_live(fresh_lab, 
 
     row = fresh_log.closed(name="raw.lab.example")
     assert (row["verdict"], row["closed_by"]) == ("allow", "policy")
+
+
+def read_to_the_end(sock):
+    data = b""
+    while piece := sock.recv(65536):
+        data += piece
+    return data
+
+
+def test_what_is_still_on_its_way_is_lost_with_the_grant(fresh_lab, fresh_log):
+    """Of a server that is quick, to a client that is slow: the kernel holds megabytes of it."""
+    lab = fresh_lab
+
+    def pour(sock):
+        sock.recv(65536)
+        sent = 0
+        with suppress(ConnectionError, TimeoutError):
+            while True:
+                sent += sock.send(bytes(65536))
+        return sent
+
+    with Server(lab, RAW4, 443, pour) as server, connect(lab, "work", RAW4, 443) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(hello("raw.lab.example"))
+        assert slow.recv(1)
+        lab.write_config(CLIENTS | {"work": {"profiles": ["github"]}})
+        reload_by_command(lab)
+
+        assert server.result() > 65536
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(slow)  # which would come to it in order
+    assert fresh_log.closed(name="raw.lab.example")["closed_by"] == "policy"
 
 
 def test_an_open_http_connection_that_it_forbids_is_closed(fresh_lab, fresh_log):
