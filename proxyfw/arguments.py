@@ -18,10 +18,10 @@ _EPILOG = """\
 From a refusal to an allowance:
   sudo proxyfw log --verdict deny --client work     what was refused, and why
   sudo proxyfw explain work https://example.org     what the policy says of it, and which line says so
-  ... add the name to a profile of the client, then:
-  proxyfw check && sudo proxyfw reload
+  sudo proxyfw allow work example.org               to this client, at once; --for 10m: for a while
+  proxyfw profiles example.org                      which profiles grant it
 
-run, log, status, reload and demo are for root; so is explain, where a service is running.
+run, log, status, reload, refresh, allow, revoke and demo are for root; so is explain, where a service is running.
 Exit codes: 0 yes or done; 1 no (denied, errors found, not running); 2 the command could not be carried out."""
 
 
@@ -46,11 +46,15 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     log = command("log", "show the decisions (root)", _LOG_MORE)
     status = command("status", "show what the running service does (root)")
     reload = command("reload", "have the running service read its files anew: all, or nothing changes (root)")
-    profiles = command("profiles", "list the profiles, or show what one grants")
+    refresh = command("refresh", "have the running service fetch all lists of feeds now (root)", _REFRESH_MORE)
+    allow = command("allow", "grant a name or an address to one client, at once (root)", _ALLOW_MORE)
+    revoke = command("revoke", "take away what allow granted (root)", _REVOKE_MORE)
+    profiles = command("profiles", "list the profiles, search them, or show what one grants", _PROFILES_MORE)
+    importing = command("import", "turn a folder of dynamic-firewall into a proxyfw.yaml", _IMPORT_MORE)
     qubes = command("qubes-policy", "print what to do in dom0 for this configuration", _QUBES_MORE)
     demo = command("demo", "show it at work in a network of namespaces (root)", _DEMO_MORE)
 
-    for sub in (run, check, explain, log, status, reload, profiles, qubes):
+    for sub in (run, check, explain, log, status, reload, refresh, allow, revoke, profiles, importing, qubes):
         sub.add_argument(
             "-c",
             "--config",
@@ -58,7 +62,7 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
             type=Path,
             help="proxyfw.yaml (default: /rw/config/proxyfw/, /etc/proxyfw/)",
         )
-    for sub in (check, explain, log, status, reload, profiles):
+    for sub in (check, explain, log, status, reload, refresh, allow, revoke, profiles):
         sub.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
     explain.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
     explain.add_argument(
@@ -72,7 +76,26 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         "-n", "--limit", metavar="N", type=_count, help="the last N rows (default: 200, or all with --since; 0: all)"
     )
     log.add_argument("-f", "--follow", action="store_true", help="go on showing what is decided")
-    profiles.add_argument("name", metavar="NAME", type=_text, nargs="?", help="a profile")
+    refresh.add_argument("--accept", action="store_true", help="take the lists that were held back")
+    for sub in (allow, revoke):
+        sub.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
+        sub.add_argument(
+            "name", metavar="NAME", type=_text, help="a pattern, an address or network, or an http or https URL"
+        )
+    allow.add_argument(
+        "--for", dest="duration", metavar="TIME", type=_text, help="for a while: 45s, 10m, 2h, up to 30d"
+    )
+    profiles.add_argument(
+        "name", metavar="WORD", type=_text, nargs="?", help="a profile, a word to look for, or a host name or address"
+    )
+    importing.add_argument("folder", metavar="DIR", type=_text, help="where main.py, sites.py and clients are")
+    importing.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        type=_text,
+        help="where to write (default: the folder of the configuration)",
+    )
     qubes.add_argument(
         "--netvm", metavar="NAME", type=_text, help="the name of this netvm, where Qubes OS does not say"
     )
@@ -123,6 +146,50 @@ Examples:
   sudo proxyfw log --verdict deny --since 10m
   sudo proxyfw log --client work --name '*.example.org' --json
   sudo proxyfw log -f"""
+
+_REFRESH_MORE = """\
+Each list is fetched now, due or not; after a minute at most it is shown what came of it. A list that is tenfold as long
+as before, or has tenfold as many addresses, is held back: the last good one stays in force. Look at it where its owner
+publishes it; if it is right,
+  sudo proxyfw refresh --accept
+takes what was held back. A list that is empty, or has private addresses or far too wide networks, is never taken.
+Exit codes: 0 all lists are good, 1 one of them has an error or no service is running."""
+
+_ALLOW_MORE = """\
+Examples:
+  sudo proxyfw allow work example.org               ports 80 and 443
+  sudo proxyfw allow work '*.example.org'           every name below it; .example.org: both
+  sudo proxyfw allow work https://example.org/page  a pasted URL: its host
+  sudo proxyfw allow work github.com:22             another port; :123/udp for UDP
+  sudo proxyfw allow work 192.0.2.7:22              an address or network
+  sudo proxyfw allow work example.org --for 10m     then it ends by itself, with its connections
+It writes allowed/CLIENT.yaml beside the configuration, a profile that this client has besides its others, and has the
+running service read its files anew. Comments and order of that file stay; where it is a symbolic link, the file that it
+leads to is written. An entry that is there for a while is renewed by --for, and made one for good without it.
+Exit codes: 0 granted, or granted already; 1 it is written, and the service does not take its files; 2 nothing was
+written."""
+
+_REVOKE_MORE = """\
+  sudo proxyfw revoke work example.org
+Whether it was granted for good or for a while; connections that nothing else permits are closed. What another profile
+grants is not touched: it is said where that stands.
+Exit codes: 0 taken away; 1 it is no such grant, or the service does not take its files; 2 nothing was written."""
+
+_PROFILES_MORE = """\
+Examples:
+  proxyfw profiles                            all, with how much each grants
+  proxyfw profiles github                     what one grants, with what it includes
+  proxyfw profiles git                        those with this word in name, description or domains
+  proxyfw profiles files.pythonhosted.org     those that grant this host name, or an address
+Exit codes: 0 found, 2 there is none."""
+
+_IMPORT_MORE = """\
+  sudo proxyfw import /rw/dynamic-firewall
+Its clients come into proxyfw.yaml. Profiles that proxyfw ships are taken by name; of those that are the user's own in
+sites.py, each becomes a profile with a Python feed, feeds/NAME.py, that has what its refresh needs. The Python is read
+and not run; what cannot be taken over is named, and its feed says so until it is written. Nothing is overwritten: all
+files are written, or none.
+Exit codes: 0 done, 1 written, and the result has errors, 2 nothing was written."""
 
 _QUBES_MORE = """\
 It prints a script for a terminal of dom0, to be read before it is run there: a policy file, by which this netvm may

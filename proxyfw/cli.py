@@ -2,32 +2,42 @@
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from proxyfw.arguments import build
+from proxyfw.asking import (
+    ask_service,
+    cached_lists,
+    config_path,
+    control_socket,
+    fail,
+    good,
+    known_world,
+    print_json,
+    state_dir,
+)
 from proxyfw.core import qubes_policy
-from proxyfw.core.config import Config, is_qube_name, parse_state_dir
-from proxyfw.core.netvm import World, read_netvm, world_from_data
-from proxyfw.core.policy import Policy
+from proxyfw.core.config import is_qube_name
+from proxyfw.core.netvm import World
 from proxyfw.core.target import TargetError, parse_target
 from proxyfw.core.verdict import Allow, Deny, in_a_word, is_refused
 from proxyfw.edge import files
 from proxyfw.edge.control import ControlError, NotPermitted, ask
 from proxyfw.edge.logdb import LogError, LogReader, Row
-from proxyfw.edge.qubesdb import QubesDb, QubesDbError, available, own_name
+from proxyfw.edge.qubesdb import own_name
 from proxyfw.edge.rights import may_administer_network
 from proxyfw.explain import client_report, explain
-from proxyfw.load import Loaded, default_config, load, load_profiles
+from proxyfw.load import load, load_profiles
 from proxyfw.logview import Table, as_json, parse_since, visible
-from proxyfw.report import counted, profile_report, profile_table, status_report
-from proxyfw.service import CONTROL_SOCKET, LOG_FILE
+from proxyfw.profileview import find, profile_list, profile_report, profile_table
+from proxyfw.report import counted, feed_lines, status_report
+from proxyfw.service import FEED_FOLDER, LOG_FILE
 
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
 
@@ -45,39 +55,29 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (LogError, NotPermitted) as error:
-        return _fail(str(error))
-
-
-def _fail(message: str) -> int:
-    print(f"proxyfw: {visible(message)}", file=sys.stderr)
-    return 2
-
-
-def _path(arguments: argparse.Namespace) -> Path:
-    path: Path | None = arguments.config
-    return path if path is not None else default_config()
+        return fail(str(error))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if not may_administer_network():
-        return _fail("run: the packet layer needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; try it with sudo")
+        return fail("run: the packet layer needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; try it with sudo")
     from proxyfw.service import Service
     from proxyfw.startup import StartError
 
     try:
-        asyncio.run(Service(_path(arguments)).run())
+        asyncio.run(Service(config_path(arguments)).run())
     except StartError as error:
         for line in str(error).splitlines():
             print(visible(line), file=sys.stderr)
-        return _fail("not started; what was in force stays in force")
+        return fail("not started; what was in force stays in force")
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    loaded = load(_path(arguments))
+    loaded = load(config_path(arguments))
     errors = sum(not problem.warning for problem in loaded.problems)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "ok": not errors,
                 "problems": [
@@ -106,34 +106,27 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _good(path: Path, world: World | None = None) -> tuple[Loaded, Policy] | None:
-    """The files, where they have no error; else the errors are printed."""
-    loaded = load(path, world)
-    if loaded.policy is None:
-        for problem in loaded.problems:
-            print(visible(str(problem)), file=sys.stderr)
-        return None
-    return loaded, loaded.policy
-
-
 def _explain(arguments: argparse.Namespace) -> int:
     try:
         target = parse_target(arguments.target)
     except TargetError as error:
-        return _fail(f"explain: {error}")
-    world = _world(arguments)
-    good = _good(_path(arguments), world)
-    if good is None:
-        return _fail("explain: the configuration has errors")
-    policy = good[1]
+        return fail(f"explain: {error}")
+    world = known_world(arguments)
+    read = good(config_path(arguments), world)
+    if read is None:
+        return fail("explain: the configuration has errors")
+    policy = read[1]
     if arguments.client not in policy.clients:
         known = ", ".join(policy.clients) or "none"
-        return _fail(f"explain: no client {arguments.client!r} in {_path(arguments)} (there: {known})")
+        return fail(f"explain: no client {arguments.client!r} in {config_path(arguments)} (there: {known})")
+    feeds = () if isinstance(target.host, str) else policy.clients[arguments.client].feeds
+    lists, unknown = cached_lists(feeds, state_dir(arguments) / FEED_FOLDER)
     on_qubes = world is not None and world.netvm is not None
-    found = explain(policy, arguments.client, target, _pins(arguments), on_qubes)
+    told = explain(policy.with_lists(lists), arguments.client, target, _pins(arguments), on_qubes)
+    found = replace(told, unknown_lists=unknown)
     verdict, words = found.verdict, in_a_word(found.verdict)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "client": arguments.client,
                 "target": arguments.target,
@@ -147,6 +140,7 @@ def _explain(arguments: argparse.Namespace) -> int:
                 "by_address": list(found.by_address),
                 "rules_known": found.rules_known,
                 "pins": found.pins,
+                "unknown_lists": list(found.unknown_lists),
             }
         )
     else:
@@ -155,52 +149,21 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0 if words != "deny" else 1
 
 
-def _world(arguments: argparse.Namespace) -> World | None:
-    """What the running service knows of the clients from Qubes OS, else what QubesDB says; None outside Qubes OS.
-
-    Raises NotPermitted: without what the service knows, an answer could be a wrong one.
-    """
-    try:
-        data = ask(_state_dir(arguments) / CONTROL_SOCKET, "world")["world"]
-        return world_from_data(data, time.time()) if data is not None else None
-    except (ControlError, KeyError, TypeError, ValueError):
-        pass
-    if not available():
-        return None
-    database = QubesDb()
-    try:
-        return World(read_netvm(database.start(), time.time()))
-    except QubesDbError as error:
-        print(f"proxyfw: firewall rules are not known: {visible(str(error))}", file=sys.stderr)
-        return None
-    finally:
-        database.stop()
-
-
 def _pins(arguments: argparse.Namespace) -> list[dict[str, Any]] | None:
     """What the running service has told the client; None where there is no such service. Raises NotPermitted."""
     try:
-        pins: list[dict[str, Any]] = ask(_state_dir(arguments) / CONTROL_SOCKET, f"pins {arguments.client}")["pins"]
+        pins: list[dict[str, Any]] = ask(control_socket(arguments), f"pins {arguments.client}")["pins"]
     except (ControlError, KeyError):
         return None
     return pins
 
 
-def _state_dir(arguments: argparse.Namespace) -> Path:
-    """The state folder, even where the configuration has errors: they must not hide the service and its log."""
-    path = _path(arguments)
-    try:
-        return Path(parse_state_dir(str(path), files.read(path)))
-    except files.FileError:
-        return Path(Config({}).state_dir)
-
-
 def _log(arguments: argparse.Namespace) -> int:
-    reader = LogReader(_state_dir(arguments) / LOG_FILE)
+    reader = LogReader(state_dir(arguments) / LOG_FILE)
     try:
         since = parse_since(arguments.since, time.time()) if arguments.since else None
     except ValueError as error:
-        return _fail(f"log: --since: {error}")
+        return fail(f"log: --since: {error}")
     limit = None if since is not None else 200
     if arguments.limit is not None:
         limit = arguments.limit or None
@@ -238,21 +201,12 @@ def _show(row: Row, table: Table | None) -> None:
     print(as_json(row) if table is None else table.line(row))
 
 
-def _ask(arguments: argparse.Namespace, command: str) -> dict[str, object] | None:
-    path = _state_dir(arguments) / CONTROL_SOCKET
-    try:
-        return ask(path, command)
-    except ControlError as error:
-        _fail(str(error))
-        return None
-
-
 def _status(arguments: argparse.Namespace) -> int:
-    answer = _ask(arguments, "status")
+    answer = ask_service(arguments, "status")
     if answer is None:
         return 1
     if arguments.json:
-        _print_json(answer)
+        print_json(answer)
     else:
         for line in status_report(answer, time.time()):
             print(line)
@@ -260,11 +214,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _reload(arguments: argparse.Namespace) -> int:
-    answer = _ask(arguments, "reload")
+    answer = ask_service(arguments, "reload")
     if answer is None:
         return 1
     if arguments.json:
-        _print_json(answer)
+        print_json(answer)
         return 0 if answer["ok"] else 1
     problems = answer["problems"]
     assert isinstance(problems, list)
@@ -277,42 +231,69 @@ def _reload(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refresh(arguments: argparse.Namespace) -> int:
+    answer = ask_service(arguments, "refresh accept" if arguments.accept else "refresh")
+    if answer is None:
+        return 1
+    if arguments.json:
+        print_json(answer)
+    else:
+        for line in feed_lines(answer["feeds"], True, time.time()) or ["no profile of any client has a feed"]:
+            print(line)
+    return 1 if any(feed["error"] for feed in answer["feeds"]) else 0
+
+
 def _profiles(arguments: argparse.Namespace) -> int:
-    path = _path(arguments)
+    path, now, word = config_path(arguments), time.time(), arguments.name
     if path.exists() or arguments.config is not None:
-        loaded = load(path)
-        profiles, library = loaded.profiles, loaded.library
+        profiles = load(path).profiles
     else:
         profiles, _ = load_profiles([files.shipped("profiles")], [])
-        library = None
-    if arguments.name is None:
+    if word is None:
         if arguments.json:
-            _print_json(
-                [{"name": p.name, "description": p.description, "file": p.where.file} for p in profiles.values()]
-            )
+            print_json(profile_list(profiles, now))
         else:
-            for line in profile_table(profiles.values()):
-                print(line)
+            print("\n".join(profile_table(profiles, now)))
         return 0
-    if arguments.name not in profiles:
-        return _fail(f"profiles: there is no profile {arguments.name!r}; `proxyfw profiles` lists them")
-    report = profile_report(arguments.name, profiles, library)
+    found = profile_report(word, profiles, now) if word in profiles else find(word, profiles, now)
+    if found is None:
+        return fail(
+            f"profiles: there is no profile {word!r}, and none that grants such a name or has this word in it; "
+            "`proxyfw profiles` lists them"
+        )
     if arguments.json:
-        _print_json(report.as_json())
+        print_json(found.as_json())
     else:
-        for line in report.as_text():
-            print(line)
+        print("\n".join(found.as_text()))
     return 0
 
 
+def _allow(arguments: argparse.Namespace) -> int:
+    from proxyfw.editing import allow
+
+    return allow(arguments)
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    from proxyfw.editing import revoke
+
+    return revoke(arguments)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from proxyfw.importing import take_over
+
+    return take_over(arguments)
+
+
 def _qubes_policy(arguments: argparse.Namespace) -> int:
-    good = _good(_path(arguments), World())
-    if good is None or good[0].config is None:
-        return _fail("qubes-policy: the configuration has errors")
+    read = good(config_path(arguments), World())
+    if read is None or read[0].config is None:
+        return fail("qubes-policy: the configuration has errors")
     netvm = arguments.netvm or own_name()
     if not is_qube_name(netvm):
-        return _fail("qubes-policy: what is this netvm's name? write --netvm NAME")
-    config = good[0].config
+        return fail("qubes-policy: what is this netvm's name? write --netvm NAME")
+    config = read[0].config
     if arguments.policy:
         text = qubes_policy.policy(netvm, list(config.tags))
     elif arguments.commands:
@@ -325,14 +306,10 @@ def _qubes_policy(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     if os.geteuid() != 0:
-        return _fail("demo: only root may make network namespaces; try it with sudo")
+        return fail("demo: only root may make network namespaces; try it with sudo")
     from proxyfw.demo.show import show
 
     return show(keep=arguments.keep)
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
 
 
 _COMMANDS = {
@@ -342,6 +319,10 @@ _COMMANDS = {
     "log": _log,
     "status": _status,
     "reload": _reload,
+    "refresh": _refresh,
+    "allow": _allow,
+    "revoke": _revoke,
+    "import": _import,
     "profiles": _profiles,
     "qubes-policy": _qubes_policy,
     "demo": _demo,

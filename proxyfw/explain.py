@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
+from proxyfw.core.address import IPAddress
 from proxyfw.core.config import is_qube_name
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.pattern import Form, Pattern, Port
 from proxyfw.core.policy import Policy
+from proxyfw.core.profile import NetworkGrant
 from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.core.target import Target
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
@@ -19,6 +23,7 @@ _IN_WORDS = {
     Reason.RELAY: "DNS is answered by the relay, whatever resolver it is aimed at",
     Reason.DOMAIN: "a profile grants this name",
     Reason.NETWORK: "a profile grants this address; the kernel forwards it",
+    Reason.FEED: "a list of a profile has this address; the kernel forwards it",
     Reason.QUBES_RULE: "a Qubes firewall rule of this client says so",
     Reason.DNS_ALL: "dns: all of this client lets every name resolve",
     Reason.PIN: "a profile grants this port of the name, at the addresses that the client was told for it",
@@ -36,7 +41,8 @@ class Explained:
 
     `pins`: name, address and remaining seconds of those that concern the target; None: no service runs that has any.
     `by_address`: Qubes firewall rules that may decide it otherwise, by the address that a name leads to.
-    `rules_known`: False where the client has Qubes firewall rules that nobody here can tell.
+    `rules_known`: False where the client has Qubes firewall rules that nobody here can tell. `unknown_lists`: the feeds
+    of the client of which it cannot be told here what they hold, and why.
     """
 
     flow: Flow
@@ -45,6 +51,7 @@ class Explained:
     pins: Sequence[Mapping[str, Any]] | None
     by_address: Sequence[str] = ()
     rules_known: bool = True
+    unknown_lists: Sequence[str] = ()
 
 
 def explain(
@@ -89,14 +96,57 @@ def client_report(client: str, target: Target, found: Explained) -> list[str]:
     lines += _dns_lines(found)
     if not found.rules_known:
         lines.append("  note: its Qubes firewall rules are not known (it is not attached, or its name is not known)")
+    if words != "allow" and found.flow.destination is not None:
+        lines += [f"  note: not known here: what the list {each}" for each in found.unknown_lists]
     if words != "allow" and verdict.reason is Reason.QUBES_RULE:
         lines.append(f"  to allow it: {_where_the_rules_are(client)}")
-    if words != "allow" and verdict.reason is Reason.NO_MATCH and found.flow.name is not None:
-        transport = "/udp" if target.protocol.transport == "udp" else ""
-        port = "" if target.port in (80, 443) and not transport else f":{target.port}{transport}"
-        name = f"{found.flow.name}{port}"
-        lines.append(f'  to allow it: add "{name}" to domains: of a profile of this client, then sudo proxyfw reload')
+    what = _to_allow(target, found) if words != "allow" else ""
+    if what:
+        lines.append(f"  to allow it: sudo proxyfw allow {client} {quote(what)}")
     return lines
+
+
+def _to_allow(target: Target, found: Explained) -> str:
+    """What `proxyfw allow` is to be told; "" where that is not what it lacks."""
+    transport = "/udp" if target.protocol.transport == "udp" else ""
+    port = f":{target.port}{transport}"
+    if found.verdict.reason is Reason.NO_MATCH and found.flow.name is not None:
+        return str(found.flow.name) + ("" if port in (":80", ":443") else port)
+    if found.verdict.reason is not Reason.NO_NAME:
+        return ""
+    if found.flow.name is not None:  # known by a pin alone: that grants ports which are named
+        return f"{found.flow.name}{port}"
+    return f"[{target.host}]{port}" if ":" in str(target.host) else f"{target.host}{port}"
+
+
+def still_refused(policy: Policy, client: str, grant: Pattern | NetworkGrant) -> list[str]:
+    """What stands against this grant of the client all the same: for the first or any of its names and addresses."""
+    found = [explain(policy, client, target, ()) for target in _targets(grant)]
+    refused = [each for each in found if isinstance(each.verdict, Deny)]
+    if len(refused) == len(found):
+        said = [f"it is refused all the same: {_whole_reason(refused[0].verdict)}"]
+        return said + ([_where_the_rules_are(client)] if refused[0].verdict.reason is Reason.QUBES_RULE else [])
+    query = found[0].query
+    said = [f"its name does not resolve: {_whole_reason(query)}"] if query is not None and is_refused(query) else []
+    drops = [rule for rule in found[0].by_address if "action=drop" in rule]
+    return said + ([f"by its address, these decide first: {'; '.join(drops[:_SHOWN])}"] if drops else [])
+
+
+def _targets(grant: Pattern | NetworkGrant) -> list[Target]:
+    if isinstance(grant, Pattern):
+        some = {Form.BELOW: f"x.{grant.name}", Form.IN_LABEL: grant.name.replace("*", "x")}
+        hosts: list[Hostname | IPAddress] = [Hostname(some.get(grant.form, grant.name))]
+        port = grant.ports[0] if grant.names_port else Port("tcp", 443)
+    else:
+        hosts = [grant.network[0], grant.network[-1]]
+        port = grant.port or Port("tcp", 443)
+    protocol = Protocol.UDP if port.transport == "udp" else Protocol.TLS
+    return [Target(host, port.number, protocol) for host in hosts]
+
+
+def _whole_reason(verdict: Verdict) -> str:
+    detail = verdict.detail if isinstance(verdict, Deny) else ""
+    return "; ".join(text for text in (_with_reason(verdict), verdict.rule, detail) if text)
 
 
 def _where_the_rules_are(client: str) -> str:

@@ -1,11 +1,9 @@
 """What the commands print for people: lines of text from values. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from proxyfw.core.profile import Library, Profile, link
 from proxyfw.logview import printable
 
 
@@ -32,6 +30,7 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
             f" (and {log['kernel_overruns']} overruns of the kernel's buffer)"
         )
     lines.append(f"connections accepted since the start: {status['accepted']}")
+    lines += feed_lines(status["feeds"], status["feeds_on"], now)
     rows = [("client", "mode", "dns", "open", "pins", "look-ups", "rules", "address", "profiles")]
     rows += [
         (
@@ -40,7 +39,7 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
         )
         for c in status["clients"]
     ]
-    return lines + _aligned(rows)
+    return lines + aligned(rows)
 
 
 def _relay_lines(relay: Mapping[str, Any]) -> list[str]:
@@ -62,55 +61,39 @@ def _relay_lines(relay: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def profile_table(profiles: Iterable[Profile]) -> list[str]:
-    """The list of profiles."""
-    return _aligned([(profile.name, profile.description) for profile in profiles])
+def feed_lines(feeds: Sequence[Mapping[str, Any]], on: bool, now: float) -> list[str]:
+    """The lists that the running service keeps; nothing where it has none to keep."""
+    if not on:
+        return ["feeds: off: no list is fetched, and none grants anything"]
+    if not feeds:
+        return []
+    rows = [("feed", "networks", "checked", "next", "profiles", "state")]
+    rows += [
+        (
+            *(feed["source"], str(feed["networks"]), _ago(feed["checked"], now), _in(feed["due"], now)),
+            *(" ".join(feed["profiles"]) or "-", _feed_state(feed)),
+        )
+        for feed in feeds
+    ]
+    return aligned(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileReport:
-    """What one profile grants, with what it includes."""
-
-    profile: Profile
-    members: tuple[Profile, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "name": self.profile.name,
-            "description": self.profile.description,
-            "includes": [member.name for member in self.members[1:]],
-            "domains": [{"pattern": p.text, "profile": p.profile, "where": str(p.where)} for p in self._domains()],
-            "networks": [{"network": g.text, "profile": g.profile, "where": str(g.where)} for g in self._networks()],
-        }
-
-    def as_text(self) -> list[str]:
-        """For people."""
-        domains, networks = self._domains(), self._networks()
-        lines = [f"{self.profile.name}: {self.profile.description}".rstrip(": "), f"  file: {self.profile.where.file}"]
-        if len(self.members) > 1:
-            lines.append(f"  includes: {', '.join(member.name for member in self.members[1:])}")
-        if any(member.private for member in self.members):
-            lines.append("  private: its names may lead to private addresses")
-        lines.append(f"  {counted(len(domains), 'domain')}, {counted(len(networks), 'network')}")
-        for grant in (*domains, *networks):
-            origin = f"   (from {grant.profile})" if grant.profile != self.profile.name else ""
-            lines.append(f"    {grant.text}{origin}")
-        return lines
-
-    def _domains(self) -> list[Any]:
-        return [pattern for member in self.members for pattern in member.domains]
-
-    def _networks(self) -> list[Any]:
-        return [grant for member in self.members for grant in member.networks]
+def _feed_state(feed: Mapping[str, Any]) -> str:
+    waiting = feed["held_back"]
+    accept = f" (its {counted(waiting, 'network')}: proxyfw refresh --accept)" if waiting else ""
+    return (feed["error"] or ("good" if feed["checked"] else "not fetched yet")) + accept
 
 
-def profile_report(name: str, profiles: Mapping[str, Profile], library: Library | None) -> ProfileReport:
-    """What `profiles NAME` tells."""
-    return ProfileReport(profiles[name], (library or link(profiles)[0]).expand(name))
+def _ago(when: float, now: float) -> str:
+    return f"{span(now - when)} ago" if when else "never"
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _in(when: float, now: float) -> str:
+    return f"in {span(when - now)}" if when > now else "now"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns, each as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
     return [
         "  ".join(printable(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

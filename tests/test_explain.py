@@ -1,16 +1,19 @@
 """What `explain` says of a target, with and without a running service to tell of pins."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from proxyfw.core.addresslist import AddressList, parse_networks
 from proxyfw.core.clients import members
 from proxyfw.core.config import parse_config
 from proxyfw.core.netvm import World, read_netvm
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.target import parse_target
-from proxyfw.explain import client_report, explain
+from proxyfw.core.wanted import parse_wanted
+from proxyfw.explain import client_report, explain, still_refused
 
 PROFILES = {
     "github": 'domains: [github.com, "*.github.com", "github.com:22", ".pool.example:123/udp"]\n'
@@ -78,7 +81,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  reason:  no-match (no profile of this client grants this name)",
             "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
             "  pins:    github.com = 198.51.100.10 (for 4 min), pages.example = 198.51.100.10 (for 1 min)",
-            '  to allow it: add "github.com:2222" to domains: of a profile of this client, then sudo proxyfw reload',
+            '  to allow it: sudo proxyfw allow work github.com:2222',
         ], id="another port of that address"),
         pytest.param("0.pool.example:123/udp", [
             "allow: work -> 0.pool.example port 123/udp",
@@ -93,7 +96,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
             DNS_GITHUB,
             "  pins:    github.com = 198.51.100.10 (for 4 min)",
-            '  to allow it: add "github.com:123/udp" to domains: of a profile of this client, then sudo proxyfw reload',
+            '  to allow it: sudo proxyfw allow work github.com:123/udp',
         ], id="a UDP port that is not granted"),
         pytest.param("192.168.1.1:22", [
             "deny: work -> 192.168.1.1 port 22/tcp",
@@ -117,13 +120,27 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  reason:  no-match (no profile of this client grants this name)",
             DNS_REFUSED,
             NO_PINS,
-            '  to allow it: add "evil.example" to domains: of a profile of this client, then sudo proxyfw reload',
+            '  to allow it: sudo proxyfw allow work evil.example',
         ], id="a name that is not"),
         pytest.param("198.51.100.1:22", [
             "deny: work -> 198.51.100.1 port 22/tcp",
             "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
             NO_PINS,
+            "  to allow it: sudo proxyfw allow work 198.51.100.1:22",
         ], id="an address that is not granted"),
+        pytest.param("[2001:db8::7]:123/udp", [
+            "deny: work -> [2001:db8::7] port 123/udp",
+            "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
+            NO_PINS,
+            "  to allow it: sudo proxyfw allow work '[2001:db8::7]:123/udp'",
+        ], id="an IPv6 address that is not granted"),
+        pytest.param("198.51.100.10:443", [
+            "deny: work -> 198.51.100.10 port 443/tcp",
+            "  reason:  no-name (no name can be read from it, and no profile of this client grants the address)",
+            "  detail:  granted on 80/tcp, 443/tcp, 22/tcp",
+            "  pins:    github.com = 198.51.100.10 (for 4 min), pages.example = 198.51.100.10 (for 1 min)",
+            "  to allow it: sudo proxyfw allow work github.com:443",
+        ], id="an address that was told for a name, on a port that needs the name to be said"),
         pytest.param("10.137.0.1:22", [
             "deny: work -> 10.137.0.1 port 22/tcp",
             "  reason:  internal-address (the netvm, other clients and internal ranges are never reached)",
@@ -135,7 +152,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
             "  dns:     does not resolve: canary (a name by which clients ask whether to use another resolver: "
             "always refused)",
             NO_PINS,
-            '  to allow it: add "mask.icloud.com" to domains: of a profile of this client, then sudo proxyfw reload',
+            '  to allow it: sudo proxyfw allow work mask.icloud.com',
         ], id="a canary"),
     ],
 )  # fmt: skip
@@ -146,14 +163,14 @@ def test_explain(target: str, lines: list[str]) -> None:
 def test_without_a_service_the_pins_are_not_known() -> None:
     lines = told("work", "198.51.100.10:22", None)
     assert lines[0] == "deny: work -> 198.51.100.10 port 22/tcp"
-    assert lines[-1] == "  pins:    not known, as no service is running here"
+    assert "  pins:    not known, as no service is running here" in lines
 
 
 def test_explain_of_what_observe_mode_lets_through() -> None:
     lines = told("seen", "evil.example", [])
     assert lines[0] == "observe: seen -> evil.example port 443/tcp"
     assert "  mode:    observe: it is logged as refused, and let through" in lines
-    assert lines[-1].startswith('  to allow it: add "evil.example"')
+    assert lines[-1] == "  to allow it: sudo proxyfw allow seen evil.example"
 
 
 RULED = """\
@@ -243,3 +260,85 @@ def test_a_qube_that_is_known_by_its_address_alone_has_no_name_for_a_command() -
     assert lines[0] == "deny: 10.137.0.11 -> 192.0.2.9 port 22/tcp"
     hint = "  to allow it: change the rule in dom0, in the firewall tab of the qube that has this address"
     assert lines[-1] == hint
+
+
+LISTED = "feeds: [{url: 'https://lists.example/a', format: text, ports: [22]}]\n"
+
+
+def listed(networks: list[str] | None) -> Policy:
+    profile, config = parse_profile("lists", "lists.yaml", LISTED)[0], parse_config("c", RULED)[0]
+    assert profile is not None
+    assert config is not None
+    source = profile.feeds[0].source
+    lists = {} if networks is None else {source: AddressList.of(parse_networks(networks))}
+    return build(config, link({"github": profile})[0], (), lists=lists)
+
+
+def test_an_address_of_a_list() -> None:
+    asked = parse_target("203.0.113.9:22")
+    assert client_report("work", asked, explain(listed(["203.0.113.0/24"]), "work", asked, [])) == [
+        "allow: work -> 203.0.113.9 port 22/tcp",
+        "  reason:  feed (a list of a profile has this address; the kernel forwards it)",
+        "  rule:    lists: feed https://lists.example/a (lists.yaml:1)",
+        NO_PINS,
+    ]
+    other = parse_target("203.0.113.9:23")
+    assert client_report("work", other, explain(listed(["203.0.113.0/24"]), "work", other, []))[0].startswith("deny:")
+
+
+def test_a_list_that_is_not_known_here_is_named_where_it_could_permit() -> None:
+    asked = parse_target("203.0.113.9:22")
+    found = replace(explain(listed(None), "work", asked, []), unknown_lists=["https://lists.example/a: not yet"])
+    note = "  note: not known here: what the list https://lists.example/a: not yet"
+    assert note in client_report("work", asked, found)
+    name = parse_target("evil.example")
+    by_name = replace(explain(listed(None), "work", name, []), unknown_lists=found.unknown_lists)
+    assert note not in client_report("work", name, by_name)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        pytest.param("github.com", [
+            "by its address, these decide first: qubes 0000: action=drop dst4=192.0.2.0/24",
+        ], id="a name whose addresses may be dropped"),
+        pytest.param("gist.github.com", [
+            "it is refused all the same: qubes-rule (a Qubes firewall rule of this client says so); "
+            "qubes 0002: action=drop dsthost=gist.github.com",
+            "change the rule in dom0 (qvm-firewall work list)",
+        ], id="a name that a rule drops"),
+        pytest.param("192.0.2.7:22", [
+            "it is refused all the same: qubes-rule (a Qubes firewall rule of this client says so); "
+            "qubes 0000: action=drop dst4=192.0.2.0/24",
+            "change the rule in dom0 (qvm-firewall work list)",
+        ], id="an address that a rule drops"),
+        pytest.param("140.82.112.0/20:22", [], id="a network that is granted"),
+        pytest.param("10.137.0.9:22", [
+            "it is refused all the same: internal-address "
+            "(the netvm, other clients and internal ranges are never reached)",
+        ], id="an internal address"),
+    ],
+)  # fmt: skip
+def test_what_stands_against_a_grant(wanted: str, said: list[str]) -> None:
+    assert still_refused(on_qubes(RULED, "10.137.0.11"), "work", parse_wanted(wanted, "github")) == said
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        pytest.param("mask.icloud.com", [
+            "its name does not resolve: canary (a name by which clients ask whether to use another resolver: "
+            "always refused)",
+        ], id="a canary"),
+        pytest.param(".example.org", [], id="a name and all below"),
+        pytest.param("*.example.org:8443", [], id="all below, on a port"),
+        pytest.param("r*.example.org", [], id="a star in a label"),
+        pytest.param("ntp.example:123/udp", [], id="a UDP port"),
+    ],
+)  # fmt: skip
+def test_what_stands_against_the_grant_of_a_name(entry: str, said: list[str]) -> None:
+    profile, config = parse_profile("github", "p.yaml", f'domains: ["{entry}"]\n')[0], parse_config("c", RULED)[0]
+    assert profile is not None
+    assert config is not None
+    policy = build(config, link({"github": profile})[0], ())
+    assert still_refused(policy, "work", profile.domains[0]) == said

@@ -5,25 +5,7 @@ from typing import Any
 
 import pytest
 
-from proxyfw.core.profile import Profile, parse_profile
-from proxyfw.report import profile_report, profile_table, status_report
-
-PROFILES = {
-    "github": 'description: GitHub web\ndomains: [github.com, "*.github.com"]\nnetworks: ["140.82.112.0/20:22"]\n'
-    "include: [fastly]\n",
-    "fastly": "description: Fastly\ndomains: [.fastly.net]\n",
-    "home": "domains: [nas.example]\nprivate: true\n",
-}
-
-
-def profiles() -> dict[str, Profile]:
-    found = {}
-    for name, text in PROFILES.items():
-        profile, problems = parse_profile(name, f"profiles/{name}.yaml", text)
-        assert profile is not None, problems
-        found[name] = profile
-    return found
-
+from proxyfw.report import feed_lines, status_report
 
 STATUS: dict[str, Any] = {
     "version": "0.1.0",
@@ -56,6 +38,8 @@ STATUS: dict[str, Any] = {
         "kernel_overruns": 0,
     },
     "accepted": 9,
+    "feeds": [],
+    "feeds_on": True,
     "clients": [
         {
             "name": "work",
@@ -146,45 +130,65 @@ def test_status_says_when_it_was_reloaded() -> None:
     assert datetime.fromisoformat(moment).timestamp() == 1_700_000_000.0
 
 
-def test_the_list_of_profiles() -> None:
-    assert profile_table(profiles().values()) == ["github  GitHub web", "fastly  Fastly", "home"]
-    assert profile_table([]) == []
+NOW = 1_700_000_000.0
+FEED: dict[str, Any] = {
+    "source": "https://api.github.com/meta git",
+    "profiles": ["github", "work"],
+    "networks": 44,
+    "checked": NOW - 3 * 3600 - 60,
+    "due": NOW + 21 * 3600 + 60,
+    "error": "",
+    "held_back": 0,
+}
+HEADER = "feed                             networks  checked  next     profiles     state"
 
 
-def test_a_description_cannot_drive_the_terminal() -> None:
-    profile, _ = parse_profile("p", "p.yaml", "description: grün\ndomains: [a.example]\n")
-    assert profile is not None
-    assert profile_table([profile]) == [r"p  gr\xfcn"]
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        pytest.param({}, "https://api.github.com/meta git  44        3 h ago  in 21 h  github work  good", id="good"),
+        pytest.param(
+            {"checked": 0.0, "due": 0.0, "networks": 0},
+            "https://api.github.com/meta git  0         never    now   github work  not fetched yet",
+            id="not fetched yet",
+        ),
+        pytest.param(
+            {"error": "timed out after 60 s", "due": NOW - 1},
+            "https://api.github.com/meta git  44        3 h ago  now   github work  timed out after 60 s",
+            id="an error",
+        ),
+        pytest.param(
+            {"error": "held back: it grew from 44 to 4,000 IPv4 networks at once", "held_back": 4000},
+            "https://api.github.com/meta git  44        3 h ago  in 21 h  github work  held back: it grew from 44 to "
+            "4,000 IPv4 networks at once (its 4000 networks: proxyfw refresh --accept)",
+            id="held back",
+        ),
+        pytest.param(
+            {"error": "bad \x1b[31m\u202e"},
+            r"https://api.github.com/meta git  44        3 h ago  in 21 h  github work  bad \x1b[31m\u202e",
+            id="an error that would drive the terminal",
+        ),
+    ],
+)
+def test_a_feed(changes: dict[str, Any], line: str) -> None:
+    header, told = feed_lines([FEED | changes], True, NOW)
+    assert told == line
+    assert header.split() == HEADER.split()
 
 
-def test_a_profile_with_what_it_includes() -> None:
-    report = profile_report("github", profiles(), None)
-    assert report.as_text() == [
-        "github: GitHub web",
-        "  file: profiles/github.yaml",
-        "  includes: fastly",
-        "  3 domains, 1 network",
-        "    github.com",
-        "    *.github.com",
-        "    .fastly.net   (from fastly)",
-        "    140.82.112.0/20:22",
+def test_feeds_of_status_stand_before_the_clients() -> None:
+    lines = status_report(STATUS | {"feeds": [FEED]}, now=NOW)
+    assert lines[6:9] == [
+        HEADER,
+        "https://api.github.com/meta git  44        3 h ago  in 21 h  github work  good",
+        "client      mode     dns      open  pins  look-ups  rules  address      profiles",
     ]
-    found = report.as_json()
-    assert (found["name"], found["includes"]) == ("github", ["fastly"])
-    assert found["domains"][2] == {
-        "pattern": ".fastly.net",
-        "profile": "fastly",
-        "where": "profiles/fastly.yaml:2",
-    }
-    assert found["networks"] == [
-        {"network": "140.82.112.0/20:22", "profile": "github", "where": "profiles/github.yaml:3"}
-    ]
 
 
-def test_a_profile_that_reaches_private_addresses_says_so() -> None:
-    assert profile_report("home", profiles(), None).as_text()[1:] == [
-        "  file: profiles/home.yaml",
-        "  private: its names may lead to private addresses",
-        "  1 domain, 0 networks",
-        "    nas.example",
-    ]
+def test_that_feeds_are_off_is_said() -> None:
+    lines = status_report(STATUS | {"feeds_on": False}, now=NOW)
+    assert lines[6] == "feeds: off: no list is fetched, and none grants anything"
+
+
+def test_without_feeds_there_is_no_line_for_them() -> None:
+    assert feed_lines([], True, NOW) == []

@@ -15,7 +15,10 @@ from lab.hellos import hello
 from lab.sockets import connect, read_all
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 
-COMMANDS = ["run", "check", "explain", "log", "status", "reload", "profiles", "qubes-policy", "demo"]
+COMMANDS = [
+    *("run", "check", "explain", "log", "status", "reload", "refresh", "allow", "revoke", "profiles", "import"),
+    *("qubes-policy", "demo"),
+]
 _NOBODY = 65534
 FIELDS = [
     *("time", "client", "address", "protocol", "name", "name_source", "destination", "port", "verdict", "reason"),
