@@ -1,5 +1,7 @@
 """From whole folders to a policy: what replaces what, and every mistake with its file and line."""
 
+import math
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from proxyfw import load as module
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.netvm import World
 from proxyfw.core.policy import Flow, NameSource, Protocol
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 from proxyfw.edge import files
@@ -17,6 +20,7 @@ clients:
   work: {profiles: [github, mine], address: 10.137.0.11}
 dns: {upstream: [10.139.1.1]}
 """
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
 MINE = "domains: [mine.example]\n"
 
 
@@ -240,3 +244,67 @@ def test_a_clients_file_beside_the_configuration_adds_its_clients(folder: Path) 
     assert [str(problem).partition(": ")[0] for problem in found.problems] == [f"{folder}/clients:1"]  # no address
     (folder / "clients").write_text("\nprogramming githib\n")
     assert problems(folder)[0].startswith('clients:2: error: client "programming": no profile is named "githib"')
+
+
+def allow(folder: Path, text: str, client: str = "work") -> None:
+    (folder / "allowed").mkdir(exist_ok=True)
+    (folder / "allowed" / f"{client}.yaml").write_text(text)
+
+
+def test_what_was_allowed_to_a_client_is_its_own_alone(folder: Path) -> None:
+    (folder / "proxyfw.yaml").write_text(
+        CONFIG.replace("dns:", "  study: {profiles: [mine], address: 10.137.0.12}\ndns:")
+    )
+    allow(folder, "domains: [own.example]\n")
+    found = loaded(folder)
+    assert found.policy is not None
+    assert found.policy.clients["work"].profiles == ("github", "mine", "allowed/work")
+    assert found.policy.clients["study"].profiles == ("mine",)
+    assert verdict(found, "own.example") == Allow(
+        Reason.DOMAIN, "allowed/work: own.example", f"{folder}/allowed/work.yaml:1", by_name=True
+    )
+
+
+def test_a_mistake_in_what_was_allowed(folder: Path) -> None:
+    allow(folder, "domains: [x y]\n")
+    allow(folder, "domains: [own.example]\n", client="not a qube")
+    allow(folder, "domains: [own.example]\n", client="10.137.0.12")  # of a client that is known by its address
+    assert problems(folder) == [
+        'allowed/not a qube.yaml: error: "not a qube" is not the name of a qube; '
+        "write a letter, then letters, digits, -, _ and ., at most 31 characters in all",
+        'allowed/work.yaml:1: error: "x y": only letters, digits, hyphens, underscores and dots may be in a name; '
+        "write a name such as www.example.com; addresses go under networks:",
+    ]
+
+
+def test_a_grant_for_a_while_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "time", lambda: NOON - 1)
+    allow(
+        folder,
+        "temporary:\n"
+        '- {grant: own.example, until: "2026-01-31T12:00:00Z"}\n'
+        '- {grant: later.example, until: "2026-01-31T12:00:10Z"}\n'
+        '- {grant: over.example, until: "2026-01-31T11:00:00Z"}\n',
+    )
+    found = loaded(folder)
+    assert found.expires == NOON
+    assert verdict(found, "over.example") == Deny(Reason.NO_MATCH)
+    assert isinstance(verdict(found, "own.example"), Allow)
+    assert found.at(NOON - 0.5) is found
+    for now, own, later, expires in (
+        (NOON, Deny, Allow, NOON + 10),
+        (NOON + 10, Deny, Deny, math.inf),
+        (NOON - 1, Deny, Deny, math.inf),  # a clock that goes back opens nothing
+    ):
+        found = found.at(now).within(World())
+        assert found.expires == expires
+        assert type(verdict(found, "own.example")) is own
+        assert type(verdict(found, "later.example")) is later
+
+
+def test_a_python_feed_without_its_file(folder: Path) -> None:
+    (folder / "profiles" / "mine.yaml").write_text(f"{MINE}feeds:\n- python: ours\n")
+    assert problems(folder) == ['profiles/mine.yaml:3: error: "ours": there is no file feeds/ours.py; write it']
+    (folder / "feeds").mkdir()
+    (folder / "feeds" / "ours.py").write_text("def refresh(current): return []\n")
+    assert loaded(folder).problems == []

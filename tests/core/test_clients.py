@@ -348,3 +348,13 @@ def test_who_may_be_a_listed_client_is_refused_and_told(text: str, world: World,
 
 def test_nobody_who_is_not_listed_is_a_client_where_the_configuration_denies_them() -> None:
     assert found(FIXED, World(netvm("10.137.0.11 10.137.0.12")))[0].keys() == {"work"}
+
+
+def test_what_was_allowed_to_a_client_is_added_to_whatever_else_it_has() -> None:
+    world = World(netvm("10.137.0.11 10.137.0.12 10.137.0.13", {"work": "b"}), attached(
+        "work 10.137.0.11", "study 10.137.0.12 tag:x", "other 10.137.0.13"
+    ))  # fmt: skip
+    text = "clients: {work: [a], 'tag:x': [c]}\nunlisted: qubes\n"
+    names = (*PROFILES, "allowed/work", "allowed/study", "allowed/other", "allowed/away")
+    profiles = {client.name: client.profiles for client in members(config(text), names, world)[0]}
+    assert profiles == {"work": ("b", "allowed/work"), "study": ("c", "allowed/study"), "other": ()}

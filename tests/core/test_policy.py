@@ -1,15 +1,17 @@
 """The decision, in the order of the design: internal addresses, networks by address, domains by name, refusal."""
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxyfw.core.addresslist import AddressList
 from proxyfw.core.config import check_profiles, parse_config
 from proxyfw.core.hostname import Hostname, normalise
 from proxyfw.core.policy import Flow, NameSource, Policy, Protocol, build, is_quic
+from proxyfw.core.policychange import addresses, changed, same
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
@@ -308,6 +310,57 @@ dns: {up""",
         "canaries": "domains: [use-application-dns.net, .icloud.com, .resolver.arpa]\n",
     },
 )
+
+
+FED = PROFILES | {
+    "lab": "networks: ['203.0.113.0/24:123/udp']\nfeeds:\n"
+    "- {url: 'https://a.example/', format: text, ports: [22]}\n- {url: 'https://b.example/', format: text}\n"
+}
+
+
+def fed(unfed: Policy) -> Policy:
+    """With the lists of a.example and b.example, and a Qubes range in the latter, which no list should have."""
+    lists = {}
+    for feed, texts in zip(unfed.feeds(), (["203.0.113.0/24"], ["203.0.113.7", "10.137.0.0/16"]), strict=True):
+        lists[feed.source] = AddressList.of(map(ip_network, texts))
+    return unfed.with_lists(lists)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "verdict"),
+    [
+        (flow("work", "tcp", "203.0.113.9", 22), Allow(Reason.FEED, "lab: feed https://a.example/", "lab.yaml:3")),
+        (flow("work", "tcp", "203.0.113.9", 23), Deny(Reason.NO_NAME)),
+        (flow("work", "udp", "203.0.113.9", 22), Deny(Reason.NO_NAME)),
+        (flow("work", "udp", "203.0.113.9", 123), network("github: 203.0.113.0/24:123/udp (github.yaml:10)")),
+        (flow("work", "icmp", "203.0.113.7", 0), Allow(Reason.FEED, "lab: feed https://b.example/", "lab.yaml:4")),
+        (flow("work", "tls", "203.0.113.7", 443, "evil.example"),
+         Allow(Reason.FEED, "lab: feed https://b.example/", "lab.yaml:4")),
+        (flow("work", "tcp", "10.137.0.12", 22), INTERNAL),
+        (flow("study", "udp", "203.0.113.9", 22), Deny(Reason.NO_NAME, observed=True)),
+        (flow("idle", "tcp", "203.0.113.9", 22), Deny(Reason.NO_NAME)),
+    ],
+)  # fmt: skip
+def test_what_a_feed_grants(attempt: Flow, verdict: Verdict) -> None:
+    assert fed(policy(profiles=FED)).decide(attempt) == verdict
+
+
+def test_without_its_list_a_feed_grants_nothing_and_without_feeds_there_is_none() -> None:
+    attempt = flow("work", "tcp", "203.0.113.9", 22)
+    assert policy(profiles=FED).decide(attempt) == Deny(Reason.NO_NAME)
+    assert policy(CONFIG + "feeds: off\n", FED).feeds() == []
+    assert fed(policy(profiles=FED)).with_lists({}).decide(attempt) == Deny(Reason.NO_NAME)
+
+
+def test_what_differs_between_two_policies() -> None:
+    one = policy(profiles=FED)
+    other = fed(one)
+    assert same(one, one.with_lists({}))
+    assert not same(one, other)
+    assert changed(one, other) == set(one.clients["work"].addresses)
+    assert addresses(one) == one.never
+    moved = Policy([replace(one.clients["idle"], addresses=(ip_address("172.16.3.5"),))], one.upstream)
+    assert changed(one, moved) == {*addresses(one), ip_address("172.16.3.5")}
 
 
 def pinned(client: str, protocol: str, destination: str, port: int, name: str) -> Flow:
