@@ -318,8 +318,7 @@ def child(path: Path, script: str) -> subprocess.Popen[str]:
     prelude = f"""
         import resource, sys, threading
         from pathlib import Path
-        from proxyfw.edge.logdb import writer
-        from proxyfw.edge.logdb import LogWriter, Row
+        from proxyfw.edge.logdb import LogWriter, Row, writer as writing
         path = Path({str(path)!r})
         writer = LogWriter(path, keep=86400, max_size=1 << 30)
         writer.start()
@@ -348,7 +347,7 @@ def test_a_written_row_survives_the_sudden_death_of_the_process(path: Path) -> N
 
 def test_writing_resumes_when_the_disk_has_room_again(path: Path) -> None:
     script = """
-        writer.RETRY_AFTER = (0.001, 0.001)
+        writing.RETRY_AFTER = (0.001, 0.001)
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, most))
         for number in range(500):

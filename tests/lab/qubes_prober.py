@@ -5,6 +5,7 @@ often anything came back that was no refusal.
 """
 
 import json
+import signal
 import socket
 import struct
 import subprocess
@@ -64,8 +65,17 @@ class Prober:
 
     def __exit__(self, *_: object) -> None:
         lab = self._world.lab
+        self.wake()
         lab.end(self._process)
         subprocess.run(lab.network.command(lab.network.internet, "nft", "delete table inet arrivals"), check=True)
+
+    def rest(self) -> None:
+        """Tries nothing until `wake`: it takes as much of the processor as the netvm does."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Goes on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def tries(self) -> Counter[str]:
         """How often each kind was tried."""

@@ -1,6 +1,7 @@
 """The lab as a netvm of Qubes OS: the tables of a stock netvm, QubesDB, and dom0 behind the Admin API."""
 
 import json
+import select
 import signal
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,7 @@ class World:
         self._rules: dict[str, tuple[str, ...]] = dict.fromkeys(lab.network.clients, UNTOUCHED)
         self._connected = list(lab.network.clients)
         self._undo = ExitStack()
+        self._changed = False
 
     def addresses(self, name: str) -> tuple[str, str]:
         """A client's own."""
@@ -257,7 +259,7 @@ class World:
         """What a click on OK in Qubes Manager writes: the rules of each of a client's addresses, without those that
         are for the other family (qubes/firewall.py of qubes-core-admin).
         """
-        self._undo.callback(self._write_rules, name, self._rules[name])
+        self.later(self._write_rules, name, self._rules[name])
         self._write_rules(name, rules, policy)
 
     def _write_rules(self, name: str, rules: tuple[str, ...], policy: str = "drop") -> None:
@@ -276,7 +278,7 @@ class World:
         self._connect([*self._connected, *names])
 
     def _connect(self, names: Collection[str]) -> None:
-        self._undo.callback(self._write_connected, self._connected)
+        self.later(self._write_connected, self._connected)
         self._write_connected(names)
 
     def _write_connected(self, names: Collection[str]) -> None:
@@ -285,29 +287,37 @@ class World:
 
     def vm_config(self, key: str, value: str) -> None:
         """`qvm-features sys-fw vm-config.KEY VALUE`."""
-        self._undo.callback(self.dom0.vm_config, key, None)
+        self.later(self.dom0.vm_config, key, None)
         self.dom0.vm_config(key, value)
 
     def undo(self) -> None:
         """Everything as it was."""
         self._undo.close()
-        self.settle()
+        if self._changed:
+            self._changed = False
+            self.settle()
 
     def later(self, callback: Callable[..., Any], *arguments: Any) -> None:
         """To be called by `undo`."""
+        self._changed = True
         self._undo.callback(callback, *arguments)
 
     def settle(self) -> None:
         """Waits until all that dom0 has written to QubesDB is in force."""
-        before = self.dom0.handled(_NOBODY)
-        self.dom0.firewall(_NOBODY, [])
-        assert eventually(lambda: self.dom0.handled(_NOBODY) > before, 10.0), self.lab.console
+        before, end = self.dom0.handled(_NOBODY), time.monotonic() + 10.0
+        with closing(Dom0(self.daemon.path)) as hearer:
+            hearer.db.watch(f"/qubes-firewall-handled/{_NOBODY}")
+            self.dom0.firewall(_NOBODY, [])
+            while self.dom0.handled(_NOBODY) <= before:
+                heard, _, _ = select.select([hearer.db.watch_fd()], [], [], max(end - time.monotonic(), 0.0))
+                assert heard, self.lab.console
+                hearer.db.read_watch()
 
     # The user
 
     def configure(self, clients: dict[str, dict[str, Any]], **settings: Any) -> None:
         """Another configuration, in force."""
-        self._undo.callback(self._configure, LISTED)
+        self.later(self._configure, LISTED)
         self._configure(clients, **settings)
 
     def _configure(self, clients: dict[str, dict[str, Any]], **settings: Any) -> None:

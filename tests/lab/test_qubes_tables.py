@@ -37,10 +37,19 @@ REPLACED = {"ip qubes-firewall", "ip6 qubes-firewall"}
 
 
 @pytest.fixture(scope="module")
-def prober(shared_netvm: World) -> Iterator[Prober]:
+def resting_prober(shared_netvm: World) -> Iterator[Prober]:
+    """Tries what is forbidden to "dev", once it wakes."""
+    with Prober(shared_netvm, "dev") as made:
+        made.rest()
+        yield made
+
+
+@pytest.fixture
+def prober(resting_prober: Prober) -> Iterator[Prober]:
     """Tries what is forbidden to "dev" all the time."""
-    with Prober(shared_netvm, "dev") as running:
-        yield running
+    resting_prober.wake()
+    yield resting_prober
+    resting_prober.rest()
 
 
 def custom_rules(world: World, chain: str) -> list[str]:
