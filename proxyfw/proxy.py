@@ -177,12 +177,15 @@ def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> 
     if not entry.by_name and policy.dropped_as_aimed(flow, told) is not None:
         return False
     verdict = policy.decide(flow)
+    reached = _address(entry.row.destination)
     if isinstance(verdict, Allow) and verdict.by_name:
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.
-        reached = _address(entry.row.destination)
         if entry.by_name and policy.reachable(flow, verdict, [reached]):
             return True
         return policy.observes(flow.client) and not is_refused(policy.decide(flow._replace(destination=reached)))
+    if entry.by_name:
+        # Where the client aimed may be granted by now, by its address: that is not where the connection goes.
+        verdict = policy.decide(flow._replace(destination=reached))
     return not is_refused(verdict)
 
 

@@ -158,6 +158,11 @@ DROP_REAL = "action=drop dst4=192.0.9.0/24"
         pytest.param([B], WEB, REAL, True, "both", id="a granted name at an address of its own"),
         pytest.param([DROP_REAL], WEB, REAL, True, "", id="which is dropped now"),
         pytest.param([], WEB, AIMED, False, "observed", id="a granted name where the client aimed"),
+        pytest.param([], OTHER, REAL, True, "observed", id="at an address of its own, a name that nothing grants now"),
+        pytest.param(["action=accept dst4=192.0.2.1"], OTHER, REAL, True, "observed",
+                     id="nor does it go where the address is accepted by now"),
+        pytest.param(["action=accept dst4=192.0.9.0/24"], OTHER, REAL, True, "both",
+                     id="but where it goes, the address is accepted"),
     ],
 )  # fmt: skip
 def test_what_outlives_a_new_policy(
