@@ -96,7 +96,7 @@ def load(path: Path, world: World | None = None) -> Loaded:
     problems += _missing_python(profiles.values(), path.absolute().parent / FEEDS)
     world, now = world or World(), time.time()
     if config is not None:
-        problems += check_profiles(config, {*profiles, *broken})
+        problems += check_profiles(config, {name for name in (*profiles, *broken) if not name.startswith(ALLOWED)})
         if world.netvm is None and not on_qubes():
             problems += check_addresses(config)
         if not config.upstream and not _upstream(world):

@@ -27,13 +27,16 @@ _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::(.*))?")
 
 @dataclass(frozen=True, slots=True)
 class NetworkGrant:
-    """One entry of a profile's `networks`. `port` None: every port and every protocol."""
+    """One entry of a profile's `networks`. `port` None: every port and every protocol. `until`: when it ends, in epoch
+    seconds; None: never.
+    """
 
     network: IPNetwork
     port: Port | None
     text: str
     where: Where
     profile: str
+    until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,10 @@ class Profile:
         """The profile as it is at this moment, in epoch seconds: what is granted for a while has come to the others."""
         if not self.temporary:
             return self
-        live = [each.grant for each in self.temporary if each.until > now]
-        return replace(
-            self,
-            domains=(*self.domains, *(grant for grant in live if isinstance(grant, Pattern))),
-            networks=(*self.networks, *(grant for grant in live if isinstance(grant, NetworkGrant))),
-        )
+        live = [each for each in self.temporary if each.until > now]
+        patterns = (each.grant for each in live if isinstance(each.grant, Pattern))
+        networks = (replace(each.grant, until=each.until) for each in live if isinstance(each.grant, NetworkGrant))
+        return replace(self, domains=(*self.domains, *patterns), networks=(*self.networks, *networks))
 
 
 def parse_network(text: str, where: Where, profile: str) -> NetworkGrant | Problem:
@@ -266,7 +267,10 @@ def link(profiles: Mapping[str, Profile], broken: Collection[str] = ()) -> tuple
     problems = []
     for profile in profiles.values():
         for include, where in zip(profile.include, profile.include_where, strict=True):
-            if include not in profiles and include not in broken:
+            if include.startswith(ALLOWED):
+                message = f'profile "{profile.name}" includes "{include}", which is one client\'s own'
+                problems.append(Problem(where, message, "write a profile of its own for what several clients have"))
+            elif include not in profiles and include not in broken:
                 message = f'profile "{profile.name}" includes "{include}", which does not exist'
                 problems.append(Problem(where, message, suggestion(include, profiles)))
     return Library(profiles), problems + _cycles(profiles)

@@ -6,6 +6,7 @@ takes the place of the one before is in generations.py.
 
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import collapse_addresses, ip_network
+from math import ceil
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -223,11 +224,13 @@ def _neighbours(policy: Policy, rules: RuleSet, version: int) -> list[IPAddress]
 def _granted_lines(client: ClientPolicy) -> list[str]:
     """What the profiles grant, and the refusal of the rest."""
     lines: list[str] = []
-    by_port: dict[Port | None, list[IPNetwork]] = {}
+    by_port: dict[tuple[Port | None, float | None], list[IPNetwork]] = {}
     for grant in client.grants:
-        by_port.setdefault(grant.port, []).append(grant.network)
-    for port, networks in by_port.items():
+        by_port.setdefault((grant.port, grant.until), []).append(grant.network)
+    for (port, until), networks in by_port.items():
         match = f" {port.transport} dport {port.number}" if port else ""
+        if until is not None:  # it ends where nobody is there to end it, too
+            match += f" meta time < {ceil(until)}"
         for version, members in _families(networks):
             lines.append(f"{_ip(version)} daddr {{ {members} }}{match} goto forward-it")
     lines += [

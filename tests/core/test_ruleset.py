@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from proxyfw.core import ruleset
-from proxyfw.core.config import parse_config
+from proxyfw.core.clients import Member
+from proxyfw.core.config import Config, parse_config
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.nftbatch import element
 from proxyfw.core.policy import Policy, build
-from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.profile import Library, link, parse_profile
 from proxyfw.core.qubes_rules import DNS_PORT
 
 SKELETON = Path(__file__).parents[2] / "iptables" / "proxyfw.nft"
@@ -215,3 +216,13 @@ def test_the_skeleton_gets_its_values(beside_qubes: bool, from_outside: str) -> 
     skeleton = "# $downstream, $proxy_port, $relay_port, $from_outside"
     text = ruleset.render(policy(WORK), skeleton, 7, beside_qubes=beside_qubes)
     assert f"# 7, {ruleset.PROXY_PORT}, {ruleset.RELAY_PORT}, {from_outside}\n" in text
+
+
+def test_a_network_for_a_while_ends_in_the_kernel_too() -> None:
+    parsed, _ = parse_profile("p", "p.yaml", 'temporary: [{grant: "192.0.2.7:22", until: "2026-01-31T12:00:00.5Z"}]')
+    assert parsed is not None
+    noon = 1769860800
+    member = Member("work", ("p",), addresses=(ip_address("10.137.0.11"),))
+    made = build(Config({}), Library({"p": parsed.at(noon - 60)}), (), [member])
+    lines = chain(ruleset.render(made, "", 2), "client-0")
+    assert f"ip daddr {{ 192.0.2.7/32 }} tcp dport 22 meta time < {noon + 1} goto forward-it" in lines

@@ -130,6 +130,25 @@ def test_an_address_is_allowed_for_programs_without_a_name(strict_lab):
                 sock.recv(100)
 
 
+def test_an_address_for_a_while_ends_though_the_service_is_dead(strict_lab):
+    lab = strict_lab
+
+    def reaches():
+        try:
+            with connect(lab, "study", OPEN4, 4321) as sock:
+                sock.sendall(b"hello\n")
+                return read_until(sock, b"\n") == b"hello\n"
+        except ConnectionError:
+            return False
+
+    with Server(lab, OPEN4, 4321, echo):
+        told = json.loads(lab.ask("allow", "study", f"{OPEN4}:4321", "--for", "3s", "--json").stdout)
+        lab.end_service(signal.SIGKILL)
+        assert reaches()
+        assert eventually(lambda: not reaches(), 10.0)
+        assert time.time() >= datetime.fromisoformat(told["until"]).timestamp()
+
+
 def test_a_killed_allow_leaves_the_old_file_or_the_new_one(strict_lab):
     lab, whole = strict_lab, {}
     assert lab.ask("allow", "study", "first.example").returncode == 0
