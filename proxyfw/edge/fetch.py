@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any, Literal
 from urllib.parse import urldefrag, urljoin, urlsplit
 
+from proxyfw.core.address import AddressKind, kind_of
 from proxyfw.core.feedformats import MAX_DOCUMENT
 
 MAX_REDIRECTS = 3
@@ -67,7 +69,8 @@ def get(url: str, etag: str, modified: str, patience: float, context: ssl.SSLCon
     asked: list[str] = []
     while True:
         asked.append(url)
-        with _in_words(), closing(_Connection(*_place(url), context, deadline)) as connection:
+        led_away = _place(url) != _place(asked[0])
+        with _in_words(), closing(_Connection(*_place(url), context, deadline, led_away)) as connection:
             connection.request("GET", _target(url), headers=_HEADERS | known)
             with closing(connection.getresponse()) as response:
                 if response.status not in _REDIRECTS:
@@ -98,13 +101,14 @@ class _Bounded(ssl.SSLSocket):
 class _Connection(http.client.HTTPConnection):
     default_port = 443
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, deadline: float) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, deadline: float, led_away: bool) -> None:
         super().__init__(host, port)
+        self._led_away = led_away
         self._context = context
         self._deadline = deadline
 
     def connect(self) -> None:
-        dialled = _dial(self.host, self.port, self._deadline)
+        dialled = _dial(self.host, self.port, self._deadline, self._led_away)
         dialled.settimeout(_left(self._deadline))
         sock = self._context.wrap_socket(dialled, server_hostname=self.host, suppress_ragged_eofs=False)
         assert isinstance(sock, _Bounded)
@@ -112,9 +116,15 @@ class _Connection(http.client.HTTPConnection):
         self.sock = sock
 
 
-def _dial(host: str, port: int, deadline: float) -> socket.socket:
-    """One address after the other; each may take its share of the time that is left."""
+def _dial(host: str, port: int, deadline: float, led_away: bool) -> socket.socket:
+    """One address after the other; each may take its share of the time that is left. `led_away`: a redirect has named
+    this host, and not the user: it must not lead to what only this netvm can reach.
+    """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    if led_away:
+        found = [each for each in found if kind_of(ip_address(each[4][0])) is AddressKind.GLOBAL]
+        if not found:
+            raise FetchError("a redirect to an address that is not public")
     failure: OSError = TimeoutError()
     for at, (family, kind, protocol, _name, address) in enumerate(found):
         sock = socket.socket(family, kind, protocol)

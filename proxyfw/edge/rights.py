@@ -1,8 +1,9 @@
 """What this process may do: capabilities(7), and giving up all of it before something foreign is read.
 
 A process that `give_up` returned in is nobody's, where it was root's, has no capability and gets none again by what it
-starts, changes no file, and is bounded in memory and time. Where the kernel has Landlock (landlock(7)), it can neither
-reach the processes outside, which matters where they are the same user's.
+starts, writes no file, and is bounded in memory and time. Where it stays the user of the processes outside, Landlock
+(landlock(7)) keeps it from deleting their files and, from Linux 6.12 on, from sending them signals; not from all else
+that one user's processes may do to each other: changing modes and limits, connecting to sockets.
 """
 
 import ctypes
