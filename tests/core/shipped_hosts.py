@@ -63,7 +63,7 @@ GRANTED = {
         duck.ai cdn.apple-mapkit.com""",
     "element": """app.element.io packages.element.io call.element.io scalar.vector.im vector.im
         matrix-client.matrix.org""",
-    "fastly": "www.fastly.com docs.fastly.com manage.fastly.com api.fastly.com www.fastlystatus.com fiddle.fastly.dev",
+    "fastly": "www.fastly.com docs.fastly.com manage.fastly.com api.fastly.com www.fastlystatus.com",
     "fedora": """fedoraproject.org mirrors.fedoraproject.org dl.fedoraproject.org download.fedoraproject.org
         codecs.fedoraproject.org ciscobinary.openh264.org download.copr.fedorainfracloud.org eu.edge.kernel.org
         coresite.mm.fcix.net""",
