@@ -173,7 +173,7 @@ class Enforcer:
         try:
             found = await flows(addresses)
             await delete([flow for flow in found if not permitted(flow, policy, pins)])
-        except ConntrackError as error:
+        except (ConntrackError, OSError, ValueError, KeyError) as error:
             self._say(f"forwarded connections that are no longer permitted may live on: {error}")
 
 

@@ -78,7 +78,7 @@ class Service:
         self._failed = ""  # why the service must end, and be started anew
         self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        self._changing = asyncio.Lock()
+        self._changing, self._reading = asyncio.Lock(), asyncio.Lock()
         self._committed: frozenset[str] = frozenset()  # addresses whose rules are to be put in force
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -261,6 +261,8 @@ class Service:
                 except EnforceError as error:
                     self._again(f"{error}; the last good policy stays in force")
                     return
+                if anyway:
+                    self._feeds.doubt()  # a try that failed may have left their sets empty
                 if closed:
                     say(f"{closed} connections closed that are no longer permitted")
             self._state.loaded = now
@@ -279,6 +281,10 @@ class Service:
 
     async def _reload(self) -> Answer:
         """Takes the new files, all of them or none: the last good policy stays until another one is in force."""
+        async with self._reading:  # in turn, so that who reads later is in force later
+            return await self._read_and_take()
+
+    async def _read_and_take(self) -> Answer:
         read = await asyncio.to_thread(load, self._path, self._sources.world)
         async with self._changing:
             loaded = read.within(self._sources.world, self._feeds.lists)  # both may be others by now
