@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from proxyfw import asking
 from proxyfw.cli import main
 from proxyfw.core.profileedit import HEADER
 from proxyfw.edge import files
@@ -61,7 +62,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
+def place(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(asking, "available", lambda: False)  # of another test
     return Place(tmp_path, capsys)
 
 

@@ -117,7 +117,7 @@ def test_explain_names_the_line_that_grants(lab):
 def test_explain_says_what_to_write(lab):
     told = lab.ask("explain", "work", "https://evil.example").stdout
 
-    assert 'add "evil.example" to domains:' in told
+    assert "to allow it: sudo proxyfw allow work evil.example" in told
 
 
 def test_observe_mode_lets_a_forbidden_name_through_to_where_the_client_aimed(lab, log):

@@ -22,7 +22,7 @@ from random import Random
 import pytest
 from core import nftmodel
 from core.agreement import wrong
-from core.ruleworlds import ADDRESSES, HOSTS, World, draw_flow, draw_pinned_flow, draw_world
+from core.ruleworlds import ADDRESSES, HOSTS, LISTS, World, draw_flow, draw_pinned_flow, draw_world
 
 from lab.sockets import PATIENCE, family_of, socket_in
 from proxyfw.core import ruleset
@@ -38,7 +38,7 @@ from proxyfw.edge.nflog import Nflog, Reported
 
 SKELETON = (Path(__file__).parents[2] / "iptables" / "proxyfw.nft").read_text()
 RESOLVER6 = "2001:db8:1::53"
-SEEDS, FLOWS = (0, 1, 2, 3, 21, 22, 53, 70, 109), 18  # the worlds, and the flows of each; every end is among them
+SEEDS, FLOWS = (0, 1, 2, 3, 21, 22, 53, 70, 344), 18  # the worlds, and the flows of each; every end is among them
 
 _CLONE_NEWNET = 0x40000000
 _TO_OTHERS = 4  # PACKET_OUTGOING, linux/if_packet.h
@@ -230,6 +230,15 @@ def in_namespace(namespace: str, call: Callable[[], object]) -> None:
         thread.submit(enter).result()
 
 
+def listed(policy: Policy) -> str:
+    """What the feeds hold, as elements of their sets."""
+    return "".join(
+        f"add element {ruleset.TABLE} {ruleset.feed_set(feed.source, network.version)} {{ {network} }}\n"
+        for feed in policy.feeds()
+        for network in LISTS[feed.source].networks()
+    )
+
+
 def test_what_becomes_of_packets_is_what_the_policy_says(network: Network) -> None:
     ends = set()
     for seed in SEEDS:
@@ -241,7 +250,7 @@ def test_what_becomes_of_packets_is_what_the_policy_says(network: Network) -> No
             for name in names
             for pin in ruleset.pinned(world.policy, client, name, [address])
         }
-        apply(network, ruleset.render(world.policy, SKELETON, DOWNSTREAM_GROUP, told))
+        apply(network, ruleset.render(world.policy, SKELETON, DOWNSTREAM_GROUP, told) + listed(world.policy))
         flows = sample(world, random)
         with ExitStack() as stack:
             observer = Observer(network, stack)

@@ -91,7 +91,7 @@ def test_another_port_has_to_be_granted(lab, log):
 
     assert done.returncode == 35
     row = log.expect(name="github.com", port=7000, verdict="deny", reason="no-match")
-    assert row["detail"] == "granted on 80/tcp, 443/tcp"
+    assert row["detail"] == "granted on 80/tcp, 443/tcp, 22/tcp"
 
 
 def generate(path: Path, size: int) -> str:
