@@ -15,7 +15,7 @@ from typing import Any
 from proxyfw.core.addresslist import EMPTY, AddressList, Range, parse_networks
 from proxyfw.core.feed import MAX_EVERY, Feed, Source
 from proxyfw.core.feedbounds import objection
-from proxyfw.core.nftbatch import Change, ranges
+from proxyfw.core.nftbatch import Change, ranges, steps
 from proxyfw.core.ruleset import feed_set
 from proxyfw.edge import feedprocess
 from proxyfw.edge.feedcache import Cached, CacheError, FeedCache
@@ -25,6 +25,7 @@ from proxyfw.edge.nft import Nft, NftError
 PATIENCE = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 6 * 3600.0  # seconds before what failed is tried again
 UNUSED = 2 * MAX_EVERY  # seconds for which the list of a feed that nobody wants is kept
+TOGETHER = 8192  # ranges that one transaction changes: it keeps the kernel for a tenth of a second
 AT_ONCE = 2  # lists that are fetched at the same time
 _LOOK = 600.0  # seconds after which the clock is looked at again: a netvm may have slept
 _VERSIONS = (4, 6)
@@ -344,16 +345,18 @@ class _Kept:
         return self._change({version: self._door.nft.ranges(name, version) for version, name in names.items()}, found)
 
     def _change(self, held: Mapping[int, Iterable[Range]], found: AddressList) -> None:
-        changes = []
+        together: list[Change] = []
+        size = 0
         for version in _VERSIONS:
-            name, before, wanted = (
-                feed_set(self._source, version),
-                frozenset(held[version]),
-                frozenset(found.ranges(version)),
-            )
-            changes.append(Change(name, False, ranges(sorted(before - wanted), version)))
-            changes.append(Change(name, True, ranges(sorted(wanted - before), version)))
-        self._door.nft.change(changes)
+            name = feed_set(self._source, version)
+            for going, coming in steps(held[version], found.ranges(version), TOGETHER):
+                count = len(going) + len(coming)
+                if together and size + count > TOGETHER:
+                    self._door.nft.change(together)
+                    together, size = [], 0
+                together += [Change(name, False, ranges(going, version)), Change(name, True, ranges(coming, version))]
+                size += count
+        self._door.nft.change(together)
 
     def _new(self, etag: str, modified: str, networks: list[str]) -> Cached:
         return Cached(self._source.id, str(self._source), etag, modified, 0.0, networks)

@@ -5,7 +5,7 @@ beside a set of 100,000 networks), and to replace 1,000 of these takes it three 
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from proxyfw.core.addresslist import Range
@@ -55,6 +55,26 @@ def ranges(found: Iterable[Range], version: int) -> list[bytes]:
         if last + 1 < beyond:  # else it has no end
             elements.append(head + (last + 1).to_bytes(size) + tail)
     return elements
+
+
+def steps(before: Iterable[Range], now: Iterable[Range], most: int) -> Iterator[tuple[list[Range], list[Range]]]:
+    """From what an interval set holds to what it is to hold: ranges that go and ranges that come, about `most` of them
+    in one step, as a transaction keeps the kernel from all others. Ranges that overlap or touch are of the same step,
+    so that an address that was there and stays is never missing.
+    """
+    held, wanted = frozenset(before), frozenset(now)
+    going: list[Range] = []
+    coming: list[Range] = []
+    end = -2  # the last address so far
+    changes = [*((each, False) for each in held - wanted), *((each, True) for each in wanted - held)]
+    for range_, comes in sorted(changes):
+        if len(going) + len(coming) >= most and range_[0] > end + 1:
+            yield going, coming
+            going, coming = [], []
+        (coming if comes else going).append(range_)
+        end = max(end, range_[1])
+    if going or coming:
+        yield going, coming
 
 
 def batch(table: str, changes: Iterable[Change]) -> bytes:

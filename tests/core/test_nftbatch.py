@@ -1,12 +1,16 @@
 """Transactions of elements, byte by byte. What the kernel makes of them: tests/edge/test_nft.py."""
 
 import struct
+from ipaddress import ip_network
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxyfw.core.addresslist import Range
+from proxyfw.core.addresslist import AddressList, Range
 from proxyfw.core.netlink import attributes, messages
-from proxyfw.core.nftbatch import Change, batch, element, ranges
+from proxyfw.core.nftbatch import Change, batch, element, ranges, steps
 
 ONE = element(bytes(4))
 NEW, DELETE, BEGIN, END = 0xA0C, 0xA0E, 0x10, 0x11
@@ -70,3 +74,32 @@ def test_fields_are_padded_and_the_time_out_is_in_milliseconds() -> None:
     values = dict(attributes(body))
     assert dict(attributes(values[1]))[1] == b"\1\2\3\4\0\x7b\0\0"
     assert int.from_bytes(values[4]) == 60_000
+
+
+@given(st.lists(st.integers(0, 60)), st.lists(st.integers(0, 60)), st.integers(1, 5))
+def test_in_steps_what_stays_is_never_missing_and_nothing_else_is_ever_there(
+    before: list[int], now: list[int], most: int
+) -> None:
+    def list_of(numbers: list[int]) -> AddressList:
+        return AddressList.of(ip_network(0x0B000000 + number) for number in numbers)
+
+    def addresses(ranges: set[Range]) -> set[int]:
+        return {address for first, last in ranges for address in range(first, last + 1)}
+
+    old, new = list_of(before).ranges(4), list_of(now).ranges(4)
+    held = set(old)
+    for going, coming in steps(old, new, most):
+        assert going or coming
+        assert held >= set(going)
+        held -= set(going)
+        held |= set(coming)
+        assert addresses(set(old)) & addresses(set(new)) <= addresses(held) <= addresses(set(old)) | addresses(set(new))
+        merged = sorted(held)
+        assert all(one[1] < other[0] for one, other in pairwise(merged))  # none overlap
+    assert held == set(new)
+
+
+def test_a_step_has_about_so_many_ranges() -> None:
+    many = [(at * 4, at * 4 + 1) for at in range(100)]
+    assert [len(coming) for _, coming in steps([], many, 30)] == [30, 30, 30, 10]
+    assert list(steps(many, many, 30)) == []
