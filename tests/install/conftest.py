@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Memory]:
-    """Where the machines' files are, with the layer `stock`; skips where no machine can be booted."""
+    """Where the machines' files are, with the layer `stock`; skips where what they need is not there."""
     if reason := reason_not_to():
         pytest.skip(reason)
     wheels = tmp_path_factory.mktemp("wheels")
@@ -32,15 +32,21 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Memory]:
         pytest.skip(str(error))
     try:
         stock.build(made.outside("stock"), _ROOT, wheels, _ROOT / "tests/doubles/qubesdb")
-        trial = Netvm(Machine(made, "trial", ["stock"]), APP)
-        try:
-            trial.start()
-        except MachineError as error:
-            pytest.skip(f"systemd cannot be booted here: {error}")
-        trial.stop()
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def untouched(memory: Memory) -> Iterator[Netvm]:
+    """A stock netvm in which nothing is ever installed: the first one that boots, if one can."""
+    netvm = Netvm(Machine(memory, "untouched", ["stock"]), APP)
+    try:
+        netvm.start()
+    except MachineError as error:
+        pytest.skip(f"systemd cannot be booted here: {error}")
+    yield netvm
+    netvm.stop()
 
 
 class Boot:
@@ -77,7 +83,7 @@ class Boot:
 
 
 @pytest.fixture(scope="module")
-def boot(memory: Memory) -> Iterator[Boot]:
+def boot(memory: Memory, untouched: Netvm) -> Iterator[Boot]:
     """Machines that run until the tests of the file are done."""
     boot = Boot(memory)
     yield boot
@@ -85,7 +91,7 @@ def boot(memory: Memory) -> Iterator[Boot]:
 
 
 @pytest.fixture(scope="session")
-def fresh(memory: Memory) -> Iterator[Netvm]:
+def fresh(memory: Memory, untouched: Netvm) -> Iterator[Netvm]:
     """A stock netvm in which ./setup.sh qubes was just run; `told` is what it said."""
     boot = Boot(memory)
     netvm = boot("fresh")

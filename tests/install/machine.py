@@ -178,7 +178,7 @@ class Machine:
         """What `look` answers, once it is true; else its last answer."""
         end = time.monotonic() + patience
         while not (found := look()) and time.monotonic() < end:
-            time.sleep(0.05)
+            time.sleep(0.03)
         return found
 
     def _await_boot(self) -> None:
@@ -188,10 +188,11 @@ class Machine:
             if self._process.poll() is not None:
                 raise MachineError("process 1 has ended:")
             if self._init or self._find_init():
-                state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
-                if state in ("running", "degraded"):
-                    return
-            time.sleep(0.05)
+                with suppress(subprocess.TimeoutExpired):
+                    state = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
+                    if state in ("running", "degraded"):
+                        return
+            time.sleep(0.01)  # it cannot be asked yet
         raise MachineError("it does not finish booting:")
 
     def _find_init(self) -> bool:
@@ -218,11 +219,11 @@ def _remove_group(memory: Memory, name: str, group: str) -> None:
     folder = f"{memory.folder}/{name}/cgroup"
     script = 'mount -t cgroup2 cgroup2 "$0" && find "$0/$1" -depth -type d -exec rmdir {} +'
     enter = ["nsenter", f"--mount=/proc/{memory.pid}/ns/mnt", "unshare", "--mount"]
-    for _ in range(50):
+    for _ in range(250):
         done = subprocess.run([*enter, "sh", "-c", script, folder, group], capture_output=True, check=False)
         if done.returncode == 0:
             return
-        time.sleep(0.1)  # its processes are still being ended
+        time.sleep(0.02)  # its processes are still being ended
 
 
 def copy(source: Path, target: Path) -> None:

@@ -55,15 +55,20 @@ with socket.create_server(("", 4321)) as listening:
             connection.sendall(b"hello")
 """
 _TRY = """
-import errno, socket, sys
-try:
-    with socket.create_connection((sys.argv[1], 4321), 1) as connection:
-        connection.sendall(b"no protocol that proxyfw knows.")
-        print(connection.recv(5).decode())
-except TimeoutError:
-    print("nothing")
-except OSError as error:
-    print(errno.errorcode[error.errno])
+import concurrent.futures, errno, socket, sys
+
+def tried(address):
+    try:
+        with socket.create_connection((address, 4321), 1) as connection:
+            connection.sendall(b"no protocol that proxyfw knows\\r\\n")
+            return connection.recv(5).decode()
+    except TimeoutError:
+        return "nothing"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+with concurrent.futures.ThreadPoolExecutor() as threads:
+    print(*threads.map(tried, sys.argv[1:]), sep="\\n")
 """
 
 
@@ -93,7 +98,15 @@ class Netvm:
 
     def reaches(self, address: str) -> str:
         """What the client gets of a host: its `hello`, `nothing`, or the name of an error."""
-        return self.run("nsenter", "--net=/run/netns/client", "python3", "-c", _TRY, address).stdout.strip()
+        return self._tries(address)[0]
+
+    def reaches_both(self) -> list[str]:
+        """The same of GRANTED and OTHER, tried at once."""
+        return self._tries(GRANTED, OTHER)
+
+    def _tries(self, *addresses: str) -> list[str]:
+        inside = ("nsenter", "--net=/run/netns/client", "python3", "-c", _TRY)
+        return self.run(*inside, *addresses).stdout.splitlines()
 
     def forwards(self) -> bool:
         """Whether the kernel forwards at all."""

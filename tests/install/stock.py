@@ -58,7 +58,7 @@ Before=qubes-network.service
 Type=notify
 ExecStart=/usr/bin/qubes-firewall
 Restart=on-failure
-RestartSec=5s
+RestartSec=1s
 [Install]
 WantedBy=multi-user.target
 """,
@@ -230,7 +230,11 @@ def build(layer: Path, source: Path, wheels: Path, qubesdb: Path) -> None:
     """
     units = layer / "etc/systemd/system"
     units.mkdir(parents=True)
-    os.setxattr(units, "trusted.overlay.opaque", b"y")  # what this system has enabled is not the machine's
+    netns = layer / "etc/netns"
+    netns.mkdir()
+    # What this system has enabled is not the machine's, nor what its namespaces are told, which comes and goes.
+    for folder in (units, netns):
+        os.setxattr(folder, "trusted.overlay.opaque", b"y")
     for name in _MASKED:
         (units / name).symlink_to("/dev/null")
     for name, text in UNITS.items():

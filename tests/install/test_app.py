@@ -8,6 +8,7 @@ import pytest
 
 from install import stock
 from install.conftest import Boot
+from install.machine import copy
 from install.netvm import CONFIG, GRANTED, OTHER, REFUSED, Netvm, configure
 
 READY = "proxyfw: ready: "
@@ -36,7 +37,7 @@ def again(boot: Boot, rw: Path) -> Netvm:
 
 
 def refused(netvm: Netvm) -> bool:
-    return netvm.reaches(GRANTED) == netvm.reaches(OTHER) == REFUSED
+    return netvm.reaches_both() == [REFUSED, REFUSED]
 
 
 def test_it_is_in_force_at_once(fresh):
@@ -157,11 +158,11 @@ def test_without_its_folder_nothing_is_forwarded_and_why_is_told(boot, rw):
     assert advice in netvm.said("qubes-firewall")
     assert advice in netvm.machine.console
     assert netvm.forwards()
-    assert netvm.reaches(OTHER) == netvm.reaches(GRANTED) == "nothing"
+    assert netvm.reaches_both() == ["nothing", "nothing"]
 
 
-def test_uninstalling_gives_everything_back(boot, rw):
-    stock_files = boot("untouched").files("/rw", "/usr/local")
+def test_uninstalling_gives_everything_back(boot, rw, untouched):
+    stock_files = untouched.files("/rw", "/usr/local")
     netvm = boot("leaving", rw)
     assert netvm.eventually(lambda: netvm.state("qubes-firewall", "LoadState") == "masked")
     custom = ("chain", "ip", "qubes", "custom-input")
@@ -253,10 +254,13 @@ def test_with_an_agent_that_does_not_know_rc_local_d_it_is_started_from_rc_local
     assert later.eventually(lambda: later.state("proxyfw") == "active")
     assert later.reaches(GRANTED) == "hello"
 
+    later.run("cp", "-a", "/rw/proxyfw/venv", "/root/venv")
     later.setup("uninstall")
     assert later.read("/rw/config/rc.local").splitlines() == ["#!/bin/sh", "echo mine", "exit 0"]
 
     later.run("truncate", "-s", "0", "/rw/config/rc.local")
+    later.run("mkdir", "/rw/proxyfw")
+    later.run("mv", "/root/venv", "/rw/proxyfw")  # it takes long to make
     later.setup("qubes")
     assert later.read("/rw/config/rc.local").splitlines() == lines[:2]
 
@@ -288,8 +292,12 @@ def with_dynamic_firewall(upper: Path) -> None:
     (upper / "rw/config/rc.local").write_text("#!/bin/sh\n/rw/dynamic-firewall/install.sh\n")
 
 
-def test_the_clients_of_dynamic_firewall_are_taken_over_as_they_are(boot):
-    netvm = boot("dynamic", prepare=with_dynamic_firewall)
+def test_the_clients_of_dynamic_firewall_are_taken_over_as_they_are(boot, rw):
+    def prepared(upper: Path) -> None:
+        with_dynamic_firewall(upper)
+        copy(rw / "proxyfw/venv", upper / "rw/proxyfw/venv")  # it takes long to make
+
+    netvm = boot("dynamic", prepare=prepared)
 
     told = netvm.setup("qubes")
 

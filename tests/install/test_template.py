@@ -130,7 +130,7 @@ def test_where_the_fail_safe_cannot_be_loaded_nothing_is_forwarded_and_why_is_to
     assert netvm.eventually(lambda: why in netvm.machine.console)
     assert netvm.state("qubes-network") == "inactive"
     assert not netvm.forwards()
-    assert "hello" not in (netvm.reaches(GRANTED), netvm.reaches(OTHER))
+    assert "hello" not in netvm.reaches_both()
 
 
 def test_where_the_environment_is_gone_all_is_refused_and_why_is_told(template, boot):
@@ -145,7 +145,7 @@ def test_where_the_environment_is_gone_all_is_refused_and_why_is_told(template, 
     assert netvm.eventually(lambda: netvm.state("proxyfw") == "failed")
     assert "sudo ./setup.sh qubes" in netvm.said("proxyfw")
     assert netvm.eventually(lambda: "sudo ./setup.sh qubes" in netvm.machine.console)
-    assert netvm.reaches(GRANTED) == netvm.reaches(OTHER) == REFUSED
+    assert netvm.reaches_both() == [REFUSED, REFUSED]
 
 
 def test_where_both_are_there_and_the_templates_is_off_the_netvms_own_runs(template, rw, boot):
