@@ -152,7 +152,7 @@ class _Kept:
         self._failures = 0
         self._error = ""
         self._sets: AddressList | None = None  # what the packet layer holds; None: to be read there
-        self._known = EMPTY  # the one that decisions know of
+        self._in_force = EMPTY  # the one that decisions know of, as well as the packet layer
         self.restored = asyncio.Event()
         self._wake = asyncio.Event()
         self._asked: list[tuple[asyncio.Future[None], bool]] = []
@@ -190,7 +190,7 @@ class _Kept:
         return {
             "source": str(self._source),
             "profiles": self._profiles,
-            "networks": self._good.prefixes,
+            "networks": self._in_force.prefixes,
             "checked": self._cached.checked,
             "due": self._due,
             "error": self._error,
@@ -292,15 +292,15 @@ class _Kept:
 
     async def _taken(self, cached: Cached) -> None:
         """The list is good as of now."""
-        now = self._door.clock()
-        self._cached = replace(cached, checked=now)
-        self._later(self._every, now)
-        self._failures, self._held = 0, None
+        cached = replace(cached, checked=self._door.clock())
         error = ""
         try:
-            await asyncio.to_thread(self._door.cache.save, self._cached)
+            await asyncio.to_thread(self._door.cache.save, cached)
         except CacheError as failed:
             error = f"it is in force, and will not survive a restart: {failed}"
+        self._cached = cached
+        self._failures, self._held = 0, None
+        self._later(self._every, cached.checked)
         self._tell(error, error)
 
     def _fail(self, error: str) -> None:
@@ -322,7 +322,7 @@ class _Kept:
         self._due = since + self._pause
 
     async def _put(self, found: AddressList) -> bool:
-        """Has the packet layer hold this list, in one transaction; whether it does."""
+        """Has the packet layer hold this list; whether it does."""
         async with self._door.changing:
             try:
                 await asyncio.shield(asyncio.to_thread(self._apply, found))
@@ -331,9 +331,9 @@ class _Kept:
                 self._fail(f"the packet layer does not take it: {error}")
                 return False
             self._sets = self._good = found
-            if self._known is not found:
+            if self._in_force is not found:
                 self._door.on_list(self._source, found)
-                self._known = found
+                self._in_force = found
             return True
 
     def _apply(self, found: AddressList) -> None:
@@ -345,6 +345,7 @@ class _Kept:
         return self._change({version: self._door.nft.ranges(name, version) for version, name in names.items()}, found)
 
     def _change(self, held: Mapping[int, Iterable[Range]], found: AddressList) -> None:
+        """In one transaction, unless it is a large change."""
         together: list[Change] = []
         size = 0
         for version in _VERSIONS:

@@ -5,7 +5,6 @@ from bisect import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError
-from typing import NamedTuple
 
 from proxyfw.core.address import IPAddress, IPNetwork
 
@@ -107,22 +106,6 @@ class AddressList:
 
 
 EMPTY = AddressList()
-
-
-class Difference(NamedTuple):
-    """The ranges that go, and those that come instead. A range that only grows is in both."""
-
-    removed: frozenset[Range]
-    added: frozenset[Range]
-
-
-def difference(before: AddressList, now: AddressList) -> dict[int, Difference]:
-    """For each version what to take out of a set that holds `before`, and then to put in, so that it holds `now`."""
-    changes = {}
-    for version in BITS:
-        old, new = frozenset(before.ranges(version)), frozenset(now.ranges(version))
-        changes[version] = Difference(old - new, new - old)
-    return changes
 
 
 def networks_of(range_: Range, version: int) -> Iterator[IPNetwork]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyfw.core.address import IPAddress, IPNetwork
-from proxyfw.core.addresslist import EMPTY, AddressList, HostBitsError, difference, parse_network, parse_networks
+from proxyfw.core.addresslist import EMPTY, AddressList, HostBitsError, parse_network, parse_networks
 
 BITS = {4: 32, 6: 128}
 
@@ -141,27 +141,6 @@ def test_its_networks_make_the_same_list(networks: list[IPNetwork]) -> None:
 
 def _is_mapped(network: IPNetwork) -> bool:
     return network.version == 6 and network.subnet_of(IPv6Network("::ffff:0:0/96"))
-
-
-@given(NETWORKS, NETWORKS)
-def test_a_difference_makes_of_one_list_the_other(before: list[IPNetwork], now: list[IPNetwork]) -> None:
-    old, new = AddressList.of(before), AddressList.of(now)
-    changes = difference(old, new)
-    for version in BITS:
-        removed, added = changes[version]
-        held = set(old.ranges(version))
-        assert removed <= held
-        held -= removed
-        assert not added & held
-        assert held | added == set(new.ranges(version))
-
-
-def test_a_difference_leaves_alone_what_stays() -> None:
-    removed, added = difference(
-        a_list("192.0.2.0/24", "198.51.100.0/25", "203.0.113.0/24"), a_list("192.0.2.0/24", "198.51.100.0/24")
-    )[4]
-    assert removed == {numbers("198.51.100.0", "198.51.100.127"), numbers("203.0.113.0", "203.0.113.255")}
-    assert added == {numbers("198.51.100.0", "198.51.100.255")}
 
 
 @pytest.mark.parametrize(

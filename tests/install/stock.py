@@ -58,7 +58,7 @@ Before=qubes-network.service
 Type=notify
 ExecStart=/usr/bin/qubes-firewall
 Restart=on-failure
-RestartSec=1s
+RestartSec=5s
 [Install]
 WantedBy=multi-user.target
 """,

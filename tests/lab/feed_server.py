@@ -184,7 +184,7 @@ class World:
         """The same, in the running service; their lists are fetched when this returns."""
         self.configure(profiles, **settings)
         self.reload()
-        assert eventually(lambda: all(feed["checked"] or feed["error"] for feed in self.feeds()), 10), self.feeds()
+        assert eventually(lambda: all(map(_is_settled, self.feeds())), 10), self.feeds()
 
     def clear(self) -> None:
         """Takes all lists away; the service runs."""
@@ -263,6 +263,11 @@ class World:
                 if error.errno != errno.EHOSTUNREACH:
                     raise
                 return False
+
+
+def _is_settled(feed: Mapping[str, Any]) -> bool:
+    """Whether it is in force, and on the disk; or it has failed."""
+    return bool((feed["networks"] and feed["checked"]) or feed["error"])
 
 
 def _networks(elements: list[Any]) -> Iterator[IPNetwork]:

@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from lab.world import lift_icmp_limit
 from lab.zone import Zone
 from proxyfw.demo.internet import ADDRESS_OF_EVIL, SITES
 from proxyfw.demo.lab import Lab
+from proxyfw.edge.control import ask
+from proxyfw.service import CONTROL_SOCKET
 
 ZONE, ZONE_TOO = "198.51.100.54", "198.51.100.55"  # the resolvers
 GITHUB4, GITHUB6 = "198.51.100.10", "2001:db8:1::10"
@@ -67,6 +70,14 @@ RECORDS: dict[str, list[str]] = {
 }
 
 
+class NamesLab(Lab):
+    """The lab, asking the zone."""
+
+    def write_config(self, clients: dict[str, dict[str, Any]], **settings: Any) -> None:
+        """As the Lab's, with another resolver."""
+        super().write_config(clients, **{"dns": {"upstream": [ZONE]}, **settings})
+
+
 @dataclass
 class World:
     """The lab and its zone."""
@@ -76,22 +87,20 @@ class World:
 
     def configure(self, clients: dict[str, dict[str, object]] | None = None, **settings: object) -> None:
         """Another configuration, in force."""
-        self.lab.write_config(CLIENTS if clients is None else clients, **{"dns": {"upstream": [ZONE]}, **settings})
-        done = self.lab.ask("reload")
-        assert done.returncode == 0, done.stdout
+        self.lab.write_config(CLIENTS if clients is None else clients, **settings)
+        done = ask(self.lab.folder / "state" / CONTROL_SOCKET, "reload")
+        assert done["ok"], done
 
 
 @contextmanager
 def make() -> Iterator[World]:
     """The whole world, started."""
     addresses = (AT_HOME, ZONE, ZONE_TOO, POOL4, POOL6, POOL4_TOO, MAIL4, SHARED4)
-    lab = Lab(CLIENTS, SITES, PROFILES, {}, addresses)
+    lab = NamesLab(CLIENTS, SITES, PROFILES, {}, addresses)
     lab.start()
     try:
         lift_icmp_limit(lab)
         with Zone(lab, ZONE, {name: list(lines) for name, lines in RECORDS.items()}) as zone:
-            world = World(lab, zone)
-            world.configure()
-            yield world
+            yield World(lab, zone)
     finally:
         lab.stop()

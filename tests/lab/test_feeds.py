@@ -114,12 +114,13 @@ def test_with_the_service_dead_the_kernel_goes_on(world: World, address: str) ->
     with Server(world.lab, address, 4444, send), connect(world.lab, "work", address, 4444) as sock:
         read_blocks(sock, 8)
         world.lab.end_service(signal.SIGKILL)
-        read_blocks(sock, blocks - 16)
+        read_blocks(sock, blocks - 40)
         assert world.reaches(address)
         assert world.reaches_by_udp(address)
         assert not world.reaches(SECOND4)
         world.start()
-        read_blocks(sock, 8)
+        assert eventually(lambda: world.feed(LIST)["networks"] == 2)  # what is not permitted has been ended by now
+        read_blocks(sock, 32)
         assert sock.recv(1) == b""
     assert world.reaches(address)
 
@@ -129,6 +130,7 @@ class Flow:
 
     def __init__(self, stack: ExitStack, world: World, address: str, kind: socket.SocketKind, port: int) -> None:
         listening = stack.enter_context(socket_in(world.lab.network.internet, family_of(address), kind))
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((address, port))
         if kind == socket.SOCK_STREAM:
             listening.listen()
@@ -227,17 +229,18 @@ class Stream:
     def _read(self, world: World, address: str) -> None:
         try:
             with connect(world.lab, "work", address, 5000) as sock:
-                while not self._stop.is_set():
-                    if read_exactly(sock, 8192) != self.counted.to_bytes(8) * 1024:
+                while not self._stop.wait(0.0005):  # so that others have the processor too
+                    whole = read_exactly(sock, 8192) == self.counted.to_bytes(8) * 1024
+                    if not whole and not self._stop.is_set():
                         self.faults.append(f"after {self.counted} blocks")
                         return
-                    self.counted += 1
+                    self.counted += whole
         except OSError as error:
             self.faults.append(str(error))
 
     def _ask(self, world: World, address: str) -> None:
         with udp(world.lab, "work", address, PORT) as sock:
-            while not self._stop.is_set():
+            while not self._stop.wait(0.0002):
                 try:
                     sock.send(b"%d" % self.answered)
                     if sock.recv(100) != b"%d" % self.answered:
@@ -257,19 +260,19 @@ AROUND = [
 """The first addresses always, in networks that grow, shrink, touch and come and go."""
 
 
-@pytest.mark.parametrize("address", [FIRST4, FIRST6], ids=["IPv4", "IPv6"])
-def test_a_download_goes_on_while_the_list_changes_around_it(world: World, rows: Log, address: str) -> None:
+def test_a_download_goes_on_while_the_list_changes_fifty_times_around_it(world: World, rows: Log) -> None:
     world.server.lists[LIST] = ok("\n".join(AROUND[0]))
     world.use({"listed": profile(LIST, "[5000, '4321/udp']")})
-    with Stream(world, address) as stream:
-        for number in range(1, 26):  # for each family
+    with Stream(world, FIRST4) as four, Stream(world, FIRST6) as six:
+        for number in range(1, 26):  # the sets of both families each time
             networks = AROUND[number % len(AROUND)]
             world.server.lists[LIST] = ok("\n".join(networks))
             (told,) = world.refresh()
             assert (told["error"], told["networks"]) == ("", len(networks))
-        assert stream.goes_on()
-    assert stream.faults == []
-    assert stream.counted > 100
+        assert four.goes_on()
+        assert six.goes_on()
+    assert (four.faults, six.faults) == ([], [])
+    assert min(four.counted, six.counted, four.answered, six.answered) > 100
     assert [row for row in rows.rows() if row["verdict"] != "allow"] == []
 
 
