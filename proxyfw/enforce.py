@@ -143,7 +143,8 @@ class Enforcer:
         """Whether what was put in force is there, and nothing beside it that should not be."""
         try:
             tables = self._nft.tables()
-            back = self._own_rules and not tables.isdisjoint(_REPLACED)
+            # Its tables without a chain are for it alone, to be deleted when it ends (qubes/proxyfw-takeover).
+            back = self._own_rules and any(map(self._nft.judges, _REPLACED))
             beside = ("ip qubes" in tables) != self._beside
             return not back and not beside and self._nft.intact() and not self._missing()
         except NftError:

@@ -30,6 +30,16 @@ def interrupted(data: bytes) -> bool:
     return False
 
 
+def error_code(body: bytes) -> int:
+    """The error's number in an answer of the types NLMSG_ERROR and NLMSG_DONE, 0 for none."""
+    return -int(struct.unpack_from("=i", body)[0])
+
+
+def text_attribute(kind: int, value: str) -> bytes:
+    """One attribute that is a text, as netfilter has them: a zero byte ends it."""
+    return attribute(kind, value.encode() + b"\0")
+
+
 def attributes(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
     """The attributes from `at` on, up to the first that is not whole: type and value."""
     while at + 4 <= len(data):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from proxyfw.core.addresslist import Range
-from proxyfw.core.netlink import attribute, message, nested
+from proxyfw.core.netlink import attribute, message, nested, text_attribute
 
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -90,7 +90,7 @@ def batch(table: str, changes: Iterable[Change]) -> bytes:
 
 def _bodies(table: str, change: Change) -> Iterable[tuple[int, int, bytes]]:
     kind, flags = (_ADD, _CREATE) if change.adds else (_DELETE, 0)
-    head = struct.pack("!BBH", INET, 0, 0) + _text(_TABLE, table) + _text(_SET, change.set)
+    head = struct.pack("!BBH", INET, 0, 0) + text_attribute(_TABLE, table) + text_attribute(_SET, change.set)
     together: list[bytes] = []
     size = 0
     for each in change.elements:
@@ -101,7 +101,3 @@ def _bodies(table: str, change: Change) -> Iterable[tuple[int, int, bytes]]:
             together, size = [], 0
     if together:
         yield kind, flags, head + nested(_ELEMENTS, *together)
-
-
-def _text(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")

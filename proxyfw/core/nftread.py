@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxyfw.core.addresslist import Range
-from proxyfw.core.netlink import attribute, attributes, message
+from proxyfw.core.netlink import attribute, attributes, message, text_attribute
 from proxyfw.core.nftbatch import INET, SUBSYSTEM
 
 _REQUEST, _DUMP = 1, 0x300
@@ -57,22 +57,23 @@ def ask_chains(family: str) -> bytes:
 
 def ask_rules(family: str, table: str, chain: str) -> bytes:
     """The rules of a chain; older kernels may tell of more of the table."""
-    return _request(_GET_RULE, _FAMILIES[family], _text(1, table) + _text(2, chain))
+    return _request(_GET_RULE, _FAMILIES[family], text_attribute(1, table) + text_attribute(2, chain))
 
 
 def ask_sets(family: str, table: str) -> bytes:
     """The sets and maps of a table, without their elements."""
-    return _request(_GET_SET, _FAMILIES[family], _text(1, table))
+    return _request(_GET_SET, _FAMILIES[family], text_attribute(1, table))
 
 
 def ask_elements(family: str, table: str, name: str) -> bytes:
     """The elements of a set."""
-    return _request(_GET_ELEMENT, _FAMILIES[family], _text(1, table) + _text(2, name))
+    return _request(_GET_ELEMENT, _FAMILIES[family], text_attribute(1, table) + text_attribute(2, name))
 
 
 def ask_counters(family: str, table: str) -> bytes:
     """The named counters of a table."""
-    return _request(_GET_OBJECT, _FAMILIES[family], _text(1, table) + attribute(3, struct.pack("!I", _COUNTER)))
+    kind = attribute(3, struct.pack("!I", _COUNTER))
+    return _request(_GET_OBJECT, _FAMILIES[family], text_attribute(1, table) + kind)
 
 
 def table_of(body: bytes) -> str:
@@ -131,10 +132,6 @@ def ranges_of(ends: list[tuple[int, bool]], version: int) -> list[Range]:
 
 def _request(kind: int, family: int, body: bytes = b"") -> bytes:
     return message(SUBSYSTEM << 8 | kind, _REQUEST | _DUMP, struct.pack("!BBH", family, 0, 0) + body)
-
-
-def _text(kind: int, value: str) -> bytes:
-    return attribute(kind, value.encode() + b"\0")
 
 
 def _string(value: bytes) -> str:

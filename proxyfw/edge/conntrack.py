@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from proxyfw.core.address import IPAddress
-from proxyfw.core.netlink import attribute, attributes, message, messages, nested
+from proxyfw.core.netlink import attribute, attributes, error_code, message, messages, nested
 
 _NETLINK_NETFILTER = 12
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
@@ -103,7 +103,7 @@ class _Kernel:
         for family in {_FAMILY[source.version] for source in sources}:
             for kind, body in self._ask(_MSG_GET, _NLM_F_DUMP, _head(family)):
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    if code := _code(body):
+                    if code := error_code(body):
                         raise ConntrackError(f"connection tracking: {os.strerror(code)}")
                     break
                 if kind == _MSG_NEW and (found := parse(by_bytes, body)) is not None:
@@ -111,7 +111,8 @@ class _Kernel:
 
     def delete(self, body: bytes) -> int:
         """Deletes one entry; answers 0 or the error's number."""
-        return next(_code(answer) for kind, answer in self._ask(_MSG_DELETE, _NLM_F_ACK, body) if kind == _NLMSG_ERROR)
+        answers = self._ask(_MSG_DELETE, _NLM_F_ACK, body)
+        return next(error_code(answer) for kind, answer in answers if kind == _NLMSG_ERROR)
 
     def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[tuple[int, bytes]]:
         try:
@@ -152,8 +153,3 @@ def _first(values: Iterator[tuple[int, bytes]], kinds: tuple[int, ...]) -> bytes
 
 def _head(family: int) -> bytes:
     return struct.pack("!BBH", family, 0, 0)  # struct nfgenmsg
-
-
-def _code(body: bytes) -> int:
-    """The error number of an answer, 0 for none."""
-    return -int(struct.unpack_from("=i", body)[0])

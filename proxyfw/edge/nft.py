@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import nftables
 from proxyfw.core.address import IPAddress
 from proxyfw.core.addresslist import Range
 from proxyfw.core.generations import feed_sets, following, generation_of, leftovers, named, removal, stages
-from proxyfw.core.netlink import interrupted, messages
+from proxyfw.core.netlink import error_code, interrupted, messages
 from proxyfw.core.nftbatch import Change, batch
 from proxyfw.core.nftread import (
+    Chain,
     Rule,
     ask_chains,
     ask_counters,
@@ -76,7 +76,7 @@ class Nft:
 
     def prepare(self) -> None:
         """Is the early first use."""
-        self._kept().cmd("list tables")
+        self._kept().cmd("list chains")  # of which it does not read the sets
 
     def apply(self, text: str) -> None:
         """Applies all of the text, or nothing. Raises NftError."""
@@ -116,8 +116,8 @@ class Nft:
 
     def _remove(self, generation: str) -> None:
         """Takes away what was built of a generation that is not in force."""
-        chains, sets = self._named()
         with suppress(NftError):
+            chains, sets = self._named()
             self._run(
                 removal(
                     [name for name in chains if generation_of(name) == generation],
@@ -130,9 +130,9 @@ class Nft:
         NftError.
         """
         found = {}
-        for chain in map(chain_of, _listed(ask_chains(_FAMILY))):
-            if chain.table == _NAME and chain.hooked:
-                rules = self._rules(_FAMILY, _NAME, chain.name)
+        for chain in _chains(_FAMILY, _NAME):
+            if chain.hooked:
+                rules = _rules(_FAMILY, _NAME, chain.name)
                 found[chain.name] = rules[0].goto if len(rules) == 1 else ""
         return found
 
@@ -145,14 +145,18 @@ class Nft:
         """Family and name of every table. Raises NftError."""
         return frozenset(map(table_of, _listed(ask_tables())))
 
+    def judges(self, table: str) -> bool:
+        """Whether this table, as in `ip qubes`, has a chain: without one it does nothing. Raises NftError."""
+        return bool(_chains(*table.split()))
+
     def comments(self, chain: str) -> list[str] | None:
         """The comments of a chain's rules, "" for one without; None: there is no such chain. As in `ip qubes input`.
         Raises NftError.
         """
         family, table, name = chain.split()
-        if not any((each.table, each.name) == (table, name) for each in map(chain_of, _listed(ask_chains(family)))):
+        if not any(each.name == name for each in _chains(family, table)):
             return None
-        return [rule.comment for rule in self._rules(family, table, name)]
+        return [rule.comment for rule in _rules(family, table, name)]
 
     def elements(self, names: Iterable[str]) -> list[tuple[IPAddress, IPAddress, int, int]]:
         """What these sets of proxyfw's table hold, of elements of two addresses and maybe a port (else it is 0): these,
@@ -200,14 +204,10 @@ class Nft:
 
     def _named(self) -> tuple[list[str], list[tuple[str, str]]]:
         """The chains, and the sets and maps, of proxyfw's table."""
-        chains = [chain.name for chain in map(chain_of, _listed(ask_chains(_FAMILY))) if chain.table == _NAME]
+        chains = [chain.name for chain in _chains(_FAMILY, _NAME)]
         sets = [("map" if each.is_map else "set", each.name) for each in map(set_of, _listed(ask_sets(_FAMILY, _NAME)))]
         # The ones that nft makes for `{ ... }` inside a rule go with it.
         return chains, [each for each in sets if not each[1].startswith("__")]
-
-    def _rules(self, family: str, table: str, chain: str) -> list[Rule]:
-        bodies = _listed(ask_rules(family, table, chain))
-        return [rule for body in bodies if (rule := rule_of(body, chain)) is not None]
 
     def _run(self, text: str) -> None:
         status, _, error = self._kept().cmd(text)
@@ -227,6 +227,15 @@ class Nft:
         return self._context
 
 
+def _chains(family: str, table: str) -> list[Chain]:
+    return [chain for chain in map(chain_of, _listed(ask_chains(family))) if chain.table == table]
+
+
+def _rules(family: str, table: str, chain: str) -> list[Rule]:
+    bodies = _listed(ask_rules(family, table, chain))
+    return [rule for body in bodies if (rule := rule_of(body, chain)) is not None]
+
+
 def _send(data: bytes) -> None:
     """Raises NftError. The kernel carries a transaction out, and answers, while it is being sent."""
     codes: list[int] = []
@@ -236,7 +245,7 @@ def _send(data: bytes) -> None:
             sock.setblocking(False)
             with suppress(BlockingIOError):
                 while True:
-                    codes += [_code(body) for _, body in messages(sock.recv(_SPARE))]
+                    codes += [error_code(body) for _, body in messages(sock.recv(_SPARE))]
     except OSError as error:
         raise NftError(f"elements of sets: {error.strerror}") from None
     if set(codes) != {0}:
@@ -265,7 +274,7 @@ def _list_once(request: bytes) -> list[bytes] | None:
                 whole = whole and not interrupted(data)
                 for kind, body in messages(data):
                     if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                        code = _code(body)
+                        code = error_code(body)
                         if code not in (0, errno.ENOENT, errno.EINTR):
                             raise NftError(f"the ruleset cannot be listed: {os.strerror(code)}")
                         return bodies if whole and code != errno.EINTR else None
@@ -282,8 +291,3 @@ def _socket(size: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size + _SPARE)
     sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
     return sock
-
-
-def _code(body: bytes) -> int:
-    """The error number of an answer, 0 for none."""
-    return -int.from_bytes(body[:4], sys.byteorder, signed=True)

@@ -92,6 +92,7 @@ def test_only_after_it_is_ready_qubes_firewall_goes(again):
     assert ready < next(n for n, line in enumerate(lines) if "in the place of qubes-firewall" in line)
     assert again.tables() == {"ip qubes", "inet proxyfw"}
     assert again.run("systemctl", "--failed", "--no-legend").stdout == ""
+    assert "Error" not in again.said("qubes-firewall")
 
 
 def test_what_the_configuration_grants_is_reached_and_nothing_else(again):
