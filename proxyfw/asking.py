@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from proxyfw.core.addresslist import AddressList, parse_networks
+from proxyfw.core.addresslist import AddressList
 from proxyfw.core.config import Config, parse_state_dir
 from proxyfw.core.feed import Feed, Source
-from proxyfw.core.feedbounds import objection
+from proxyfw.core.feedbounds import judged
 from proxyfw.core.netvm import World, read_netvm, world_from_data
 from proxyfw.core.policy import Policy
 from proxyfw.edge import files
@@ -20,7 +20,7 @@ from proxyfw.edge.feedcache import FeedCache
 from proxyfw.edge.qubesdb import QubesDb, QubesDbError, available
 from proxyfw.load import Loaded, default_config, load
 from proxyfw.logview import visible
-from proxyfw.service import CONTROL_SOCKET
+from proxyfw.statefiles import CONTROL_SOCKET
 
 
 def fail(message: str) -> int:
@@ -103,11 +103,7 @@ def cached_lists(feeds: Iterable[Feed], folder: Path) -> tuple[dict[Source, Addr
         if cached is None:
             unknown.append(f"{source}: {why or 'it was not fetched yet'}")
             continue
-        try:
-            found = AddressList.of(parse_networks(cached.networks))
-            why = objection(None, found)
-        except ValueError as error:
-            why = str(error)
+        found, why = judged(None, cached.networks)
         if why:
             unknown.append(f"{source}: {why}")
         else:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from proxyfw.core.addresslist import EMPTY, AddressList, Range, parse_networks
+from proxyfw.core.addresslist import EMPTY, AddressList, Range
 from proxyfw.core.feed import MAX_EVERY, Feed, Source
-from proxyfw.core.feedbounds import objection
+from proxyfw.core.feedbounds import judged, objection
 from proxyfw.core.nftbatch import Change, ranges, steps
 from proxyfw.core.ruleset import feed_set
 from proxyfw.edge import feedprocess
@@ -250,7 +250,7 @@ class _Kept:
         """Begins with the list of the last run. Without one, what that run left in the packet layer goes."""
         cached, wrong = await asyncio.to_thread(self._door.cache.load, self._source.id, str(self._source))
         if cached is not None:
-            found, wrong = await asyncio.to_thread(_judged, None, cached.networks)
+            found, wrong = await asyncio.to_thread(judged, None, cached.networks)
             if not wrong:
                 self._good, self._cached = found, cached
                 self._later(self._every, cached.checked)
@@ -283,7 +283,7 @@ class _Kept:
         }
 
     async def _judge(self, answer: Changed) -> None:
-        found, wrong = await asyncio.to_thread(_judged, self._good, answer.networks)
+        found, wrong = await asyncio.to_thread(judged, self._good, answer.networks)
         if wrong:
             self._held = found if not objection(None, found) else None
             self._fail(f"held back: {wrong}")
@@ -367,15 +367,6 @@ def _answer(asked: Iterable[tuple[asyncio.Future[None], bool]]) -> None:
     for done, _ in asked:
         if not done.done():
             done.set_result(None)
-
-
-def _judged(before: AddressList | None, networks: list[str]) -> tuple[AddressList, str]:
-    """The list, and why it is held back."""
-    try:
-        found = AddressList.of(parse_networks(networks))
-    except ValueError as error:
-        return EMPTY, str(error)
-    return found, objection(before, found)
 
 
 def _texts_of(found: AddressList) -> list[str]:

@@ -1,7 +1,6 @@
 """`import`: a folder of dynamic-firewall becomes a proxyfw.yaml, its own profiles Python feeds."""
 
 import argparse
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ from proxyfw.core.config import Client, Config, check_profiles
 from proxyfw.core.feed import DAY, MAX_EVERY, MIN_EVERY
 from proxyfw.core.oldfirewall import OldFirewall, OldProfile, read_old, used_modules
 from proxyfw.core.problem import Problem, Where
+from proxyfw.core.profile import is_profile_name
 from proxyfw.edge import files
 from proxyfw.edge.qubesdb import on_qubes
 from proxyfw.load import DEFAULTS, FEEDS, load
 from proxyfw.logview import visible
 from proxyfw.report import counted
 
-_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NETWORKS = "-networks"  # how a shipped profile is called that has the addresses which an owner publishes
 
 
@@ -139,7 +138,7 @@ def _unnameable(own: Iterable[str], aliases: Mapping[str, str], old: OldFirewall
     return [
         Problem(old.profiles[name].where, f'"{each}" cannot be the name of a profile', fix)
         for each, name in names
-        if not _PROFILE.fullmatch(each)
+        if not is_profile_name(each)
     ]
 
 

@@ -1,10 +1,10 @@
 """Which lists of a feed are held back: what no owner means to publish, and what would open far too much at once."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from proxyfw.core.address import EMBEDDING, INTERNAL, PRIVATE, IPNetwork
-from proxyfw.core.addresslist import BITS, AddressList, Range, networks_of
+from proxyfw.core.addresslist import BITS, EMPTY, AddressList, Range, networks_of, parse_networks
 
 MAX_PREFIXES = 1 << 17
 WIDEST = {4: 8, 6: 19}
@@ -30,6 +30,15 @@ def objection(before: AddressList | None, now: AddressList) -> str:
     the other.
     """
     return _too_much(now) or _not_global(now) or (_grown(before, now) if before is not None else "")
+
+
+def judged(before: AddressList | None, networks: Iterable[str]) -> tuple[AddressList, str]:
+    """The list of these networks, and why it is held back: also where one of them is none, and then it is empty."""
+    try:
+        found = AddressList.of(parse_networks(networks))
+    except ValueError as error:
+        return EMPTY, str(error)
+    return found, objection(before, found)
 
 
 def _too_much(now: AddressList) -> str:

@@ -116,12 +116,17 @@ def _not_a_network_fix(address: str) -> str:
     return "write it under domains:"
 
 
+def is_profile_name(text: str) -> bool:
+    """Whether a profile may be called this."""
+    return bool(_NAME.fullmatch(text))
+
+
 def parse_profile(name: str, file: str, text: str) -> tuple[Profile | None, list[Problem]]:
     """The profile (None where there is an error), and all errors and warnings. `name`: the file's, without .yaml."""
-    if name.startswith(ALLOWED) and not re.search(r"^[ \t]*[^# \t\r\n]", text, re.MULTILINE):
+    if name.startswith(ALLOWED) and not re.search(r"^[\ufeff \t]*[^#\ufeff \t\r\n]", text, re.MULTILINE):
         text = "{}"  # all that was allowed was taken back by hand, and the comments were left
     document = Document(file, text)
-    if not name.startswith(ALLOWED) and not _NAME.fullmatch(name):
+    if not name.startswith(ALLOWED) and not is_profile_name(name):
         fix = "rename the file: letters, digits, -, _ and . (a letter or digit first), then .yaml"
         document.error(Where(file), f'"{name}" cannot be the name of a profile', fix)
     fields = document.fields(document.root, _KEYS)

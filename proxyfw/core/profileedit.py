@@ -110,7 +110,7 @@ class _Edit:
 
     def __init__(self, name: str, file: str, text: str, by_hand: str) -> None:
         self._name, self._file, self._text, self._by_hand = name, file, text, by_hand
-        self.before = self._read() if _says_anything(text) else _nothing(name)
+        self.before = self._read()
         if not text:
             self._text = HEADER
 
@@ -166,14 +166,6 @@ def _value(node: Node, key: str) -> Node:
     assert isinstance(node, MappingNode)
     value: Node = next(value for name, value in node.value if name.value == key)
     return value
-
-
-def _says_anything(text: str) -> bool:
-    return any(line.strip() and not line.lstrip("\ufeff \t").startswith("#") for line in text.splitlines())
-
-
-def _nothing(name: str) -> Profile:
-    return Profile(name, "", (), (), (), (), (), (), False, _NOWHERE)
 
 
 def _plain(profile: Profile) -> tuple[object, ...]:
