@@ -37,7 +37,7 @@ from proxyfw.load import load, load_profiles
 from proxyfw.logview import Table, as_json, parse_since, visible
 from proxyfw.profileview import find, profile_list, profile_report, profile_table
 from proxyfw.report import counted, feed_lines, status_report
-from proxyfw.service import FEED_FOLDER, LOG_FILE
+from proxyfw.statefiles import FEED_FOLDER, LOG_FILE
 
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
 

@@ -42,11 +42,8 @@ from proxyfw.proxy import Proxy
 from proxyfw.shared import Shared
 from proxyfw.sources import Sources, SourcesError
 from proxyfw.startup import StartError, has, listening, open_dns, raise_descriptors
+from proxyfw.statefiles import CONTROL_SOCKET, FEED_FOLDER, LOG_FILE, PIN_FILE
 
-CONTROL_SOCKET = "control.sock"
-LOG_FILE = "log.sqlite"
-PIN_FILE = "pins.sqlite"
-FEED_FOLDER = "feeds"  # of lists that were fetched
 _GARBAGE = 20_000
 _LONGEST_SLEEP = 60.0  # seconds after which the clock is looked at again, before a grant ends: a netvm may sleep
 _REFRESH = 50.0  # seconds that `refresh` waits for the lists; fetching goes on

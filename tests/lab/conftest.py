@@ -18,7 +18,7 @@ from lab.sockets import eventually, socket_in
 from proxyfw.demo.lab import Lab
 from proxyfw.edge.logdb import LogReader
 from proxyfw.logview import as_json
-from proxyfw.service import LOG_FILE
+from proxyfw.statefiles import LOG_FILE
 
 _WAIT_FOR_ROW = 3.0  # seconds; rows are written within 100 ms
 

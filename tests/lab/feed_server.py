@@ -27,7 +27,7 @@ from proxyfw.demo.lab import Lab
 from proxyfw.edge.control import ask
 from proxyfw.edge.feedcache import Cached, FeedCache
 from proxyfw.feeding import PATIENCE
-from proxyfw.service import CONTROL_SOCKET, FEED_FOLDER
+from proxyfw.statefiles import CONTROL_SOCKET, FEED_FOLDER
 
 HOST = "lists.example"
 OTHER_CA, WRONG_NAME, TOO_OLD = "other-ca.example", "wrong-name.example", "too-old.example"

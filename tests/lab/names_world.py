@@ -10,7 +10,7 @@ from lab.zone import Zone
 from proxyfw.demo.internet import ADDRESS_OF_EVIL, SITES
 from proxyfw.demo.lab import Lab
 from proxyfw.edge.control import ask
-from proxyfw.service import CONTROL_SOCKET
+from proxyfw.statefiles import CONTROL_SOCKET
 
 ZONE, ZONE_TOO = "198.51.100.54", "198.51.100.55"  # the resolvers
 GITHUB4, GITHUB6 = "198.51.100.10", "2001:db8:1::10"

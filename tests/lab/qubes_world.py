@@ -21,7 +21,7 @@ from proxyfw.demo.internet import SITES
 from proxyfw.demo.lab import Lab
 from proxyfw.demo.network import CLIENT_DNS
 from proxyfw.edge.control import ask
-from proxyfw.service import CONTROL_SOCKET
+from proxyfw.statefiles import CONTROL_SOCKET
 
 DOUBLES = Path(__file__).parents[1] / "doubles"
 sys.path.insert(0, str(DOUBLES))
