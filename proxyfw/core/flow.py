@@ -17,12 +17,17 @@ class Protocol(StrEnum):
     UDP = "udp"
     ICMP = "icmp"
     OTHER = "other"  # another protocol of IP: only addresses decide
+    SOCKS = "socks"  # a SOCKS client asks for a connection: nothing of what it will speak there is known yet
+    CONNECT = "connect"  # an HTTP client does, by CONNECT
     DNS = "dns"  # a query to the relay, over whatever it came
 
     @property
     def transport(self) -> str:
         """tcp, udp, icmp, other or dns."""
-        return "tcp" if self in (Protocol.TLS, Protocol.HTTP) else self.value
+        return "tcp" if self in _OVER_TCP else self.value
+
+
+_OVER_TCP = frozenset({Protocol.TLS, Protocol.HTTP, Protocol.SOCKS, Protocol.CONNECT})
 
 
 class NameSource(StrEnum):
@@ -33,6 +38,8 @@ class NameSource(StrEnum):
     HOST = "host"
     DNS = "dns"  # the name of a query
     PIN = "pin"  # learnt from an answer that the relay gave this client for this destination
+    SOCKS = "socks"  # the client asked for it by SOCKS
+    CONNECT = "connect"  # the client asked for it by HTTP CONNECT
 
 
 class Flow(NamedTuple):

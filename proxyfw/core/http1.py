@@ -10,30 +10,32 @@ from http import HTTPStatus
 
 import h11
 
+from proxyfw.core.address import IPAddress
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.http1_head import (
-    MAX_METHOD,
-    BadHead,
-    HeadReader,
+from proxyfw.core.http1_head import MAX_METHOD, NO_CONNECT, BadHead, HeadReader, check_request_line, in_words, parsed
+from proxyfw.core.http1_judge import (
     Judged,
     allowed_trailers,
-    check_request_line,
     has_forbidden_trailer,
     judge,
+    judge_forward,
     list_of,
     response_fields,
 )
+from proxyfw.core.refusal import page_fields
 from proxyfw.core.sniffed import MAX_HELLO, Malformed, Nameless, NeedMore, NotMine, Sniffed
 from proxyfw.core.verdict import Reason
 
 _METHOD_SO_FAR = re.compile(rb"[-!#$%%&'*+.^_`|~0-9A-Za-z]{0,%d}" % MAX_METHOD)
 _SAYS_HTTP = re.compile(rb" HTTP/[0-9.]+[ \t]*\r?\Z|\AGET (?:/|http://)[^ ]*\r?\Z")
+_LATE_CONNECT = "CONNECT on a connection that carries other requests: it needs one of its own"
 
 
-def sniff(data: bytes) -> Sniffed:
+def sniff(data: bytes, no_connect: str | None = NO_CONNECT) -> Sniffed:
     """Whether a client's first bytes are an HTTP/1 request. Nameless: they are, and a Session says which host is named.
 
     Malformed: HTTP without doubt, and broken in its first line (a Session fed with the same bytes answers with a page).
+    `no_connect`: why CONNECT is refused; None: it is not.
     """
     if data == b"\r":
         return NeedMore()
@@ -50,7 +52,7 @@ def sniff(data: bytes) -> Sniffed:
     if not line.endswith(b"\r"):
         return Malformed("a line feed without a carriage return")
     try:
-        check_request_line(line[:-1])
+        check_request_line(line[:-1], no_connect)
     except BadHead as error:
         return error.malformed
     return Nameless()
@@ -58,9 +60,14 @@ def sniff(data: bytes) -> Sniffed:
 
 @dataclass(frozen=True, slots=True)
 class Decide:
-    """Ask the policy, and answer with `permit` or `refuse`. None: no host is named, or an address."""
+    """Ask the policy, and answer with `permit` or `refuse`. None: no host is named, or an address.
+
+    `address` and `port`: only in proxy mode, where the request leads to `port` of either `name` or `address`.
+    """
 
     name: Hostname | None
+    address: IPAddress | None = None
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,8 @@ _NEXT = {
 class Session:
     """One client connection to `port`, and the server connections it leads to, one at a time.
 
+    Without a port it is in proxy mode: each request names its host and port in a URL (RFC 9112 section 3.2.2).
+
     The protocol of calls:
     - Every byte from the client, the sniffed ones first, goes to `from_client`; b"" is its end, said once.
       Read the client only while `want_client` is true; one read that was under way is held.
@@ -151,19 +160,19 @@ class Session:
       replaced or closed is not spoken of again.
     - Carry out the commands of each answer in order, and those of earlier calls first.
     - Decide is the last of its list. Answer it once: with `refuse`, or with `permit` as soon as there is a server
-      connection for that name. While `reusable` is true that may be the current one (fresh=False); else close the
+      connection for what it says. While `reusable` is true that may be the current one (fresh=False); else close the
       current one, dial, say fresh=True, and only then read the new one. The current one may end before the answer.
     - After Close or Switch the session has nothing more to say: every call but a wrong answer returns [].
     Calls out of turn raise RuntimeError.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int | None) -> None:
         self._port = port
         self._awaits = _Awaits.REQUEST_HEAD
         self._held = bytearray()  # from the client, not yet looked at
         self._client_ended = False
         self._server: h11.Connection | None = None
-        self._server_name: Hostname | None = None
+        self._server_is_for: Decide | None = None
         self._reused = False
         self._await_request()
 
@@ -184,7 +193,7 @@ class Session:
         """Whether the current server connection can carry the request that awaits its verdict."""
         if self._awaits is not _Awaits.VERDICT or self._server is None:
             return False
-        return self._judged is not None and self._judged.name == self._server_name
+        return self._judged is not None and _asked(self._judged) == self._server_is_for
 
     def from_client(self, data: bytes) -> list[Command]:
         """Take bytes from the client; b"" is its end."""
@@ -203,13 +212,13 @@ class Session:
         judged = self._judged
         reused = self._server if self.reusable and not fresh else None
         if self._awaits is not _Awaits.VERDICT or judged is None or not (fresh or reused):
-            raise RuntimeError("permit: no request awaits a verdict, or no server connection is there for its name")
+            raise RuntimeError("permit: no request awaits a verdict, or no server connection is there for it")
         self._step(_Step.PERMITTED)
         if reused:
             reused.start_next_cycle()
         self._server = server = reused or h11.Connection(h11.CLIENT, MAX_HELLO)
         self._reused = reused is not None
-        self._server_name = judged.name
+        self._server_is_for = _asked(judged)
         return [ToServer(server.send(judged.request)), *self._read_body()]
 
     def refuse(self, status: int, page: bytes) -> list[Command]:
@@ -242,7 +251,7 @@ class Session:
     def _await_request(self) -> None:
         # A new h11 connection for each request: bytes once given to h11 could not be checked before it parses them.
         self._client = h11.Connection(h11.SERVER, MAX_HELLO)
-        self._head = HeadReader()
+        self._head = HeadReader(_LATE_CONNECT if self._port is None else NO_CONNECT)
         self._judged: Judged | None = None
         self._without_body = False  # the client asked with HEAD
 
@@ -253,17 +262,13 @@ class Session:
             if head is None:
                 return self._await_more_head()
             self._held = bytearray(self._head.rest)
-            self._client.receive_data(head)
-            request = self._client.next_event()
-            assert isinstance(request, h11.Request)
+            request = parsed(head, self._client)
             self._without_body = request.method == b"HEAD"
-            judged = self._judged = judge(request, self._port)
+            judged = self._judged = judge_forward(request) if self._port is None else judge(request, self._port)
         except BadHead as error:
             return self._broken(error.malformed)
-        except h11.RemoteProtocolError as error:
-            return self._broken(Malformed(_detail("request head", error)))
         self._step(_Step.HEAD_JUDGED)
-        return [Decide(judged.name)]
+        return [_asked(judged)]
 
     def _await_more_head(self) -> list[Command]:
         if not self._client_ended:
@@ -285,7 +290,7 @@ class Session:
         except BadHead as error:
             return _sent(ToServer, out) + self._broken(error.malformed)
         except h11.RemoteProtocolError as error:
-            return _sent(ToServer, out) + self._broken(Malformed(_detail("request body", error)))
+            return _sent(ToServer, out) + self._broken(Malformed(in_words("request body", error)))
         return _sent(ToServer, out)
 
     def _pass_body(self, server: h11.Connection, out: bytearray) -> None:
@@ -321,7 +326,7 @@ class Session:
                 else:
                     break
         except h11.RemoteProtocolError as error:
-            then = self._server_broken(_detail("response", error))
+            then = self._server_broken(in_words("response", error))
         return _sent(ToClient, out) + then
 
     def _pass_informational(
@@ -382,14 +387,8 @@ class Session:
         return self._end(commands)
 
     def _page(self, status: int, text: bytes) -> bytes:
-        headers = [
-            ("Content-Type", "text/plain; charset=utf-8"),
-            ("Content-Length", str(len(text))),
-            ("Cache-Control", "no-store"),
-            ("Connection", "close"),
-        ]
         reason = HTTPStatus(status).phrase.encode()
-        page = self._client.send(h11.Response(status_code=status, reason=reason, headers=headers))
+        page = self._client.send(h11.Response(status_code=status, reason=reason, headers=page_fields(text)))
         if not self._without_body:
             page += self._client.send(h11.Data(data=text))
         return page + self._client.send(h11.EndOfMessage())
@@ -399,5 +398,5 @@ def _sent(kind: type[ToServer] | type[ToClient], data: bytearray) -> list[Comman
     return [kind(bytes(data))] if data else []
 
 
-def _detail(where: str, error: h11.RemoteProtocolError) -> str:
-    return f"{where}: {error}"[:160]  # h11 may quote a whole line
+def _asked(judged: Judged) -> Decide:
+    return Decide(judged.name, judged.address, judged.port)

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     NO_NAME = "no-name"  # no name is known, and no rule by address allows it
     INTERNAL_ADDRESS = "internal-address"  # the netvm, other clients, loopback, link-local, multicast, Qubes ranges
     CANARY = "canary"  # a name by which clients ask whether they may use another resolver than this one
-    UNSUPPORTED = "unsupported"  # well-formed, and nothing that the relay does: ANY, zone transfers, other classes
+    UNSUPPORTED = "unsupported"  # well-formed, and not done here: ANY, zone transfers, UDP through another proxy
     UNKNOWN_CLIENT = "unknown-client"  # the source address belongs to no configured client
     # refused for what the client sent
     MALFORMED = "malformed"  # not what the protocol allows
@@ -34,6 +34,7 @@ class Reason(StrEnum):
     UNRESOLVABLE = "unresolvable"  # the resolver says that the name has no address
     DNS_FAILURE = "dns-failure"  # no configured resolver gave an answer
     UNREACHABLE = "unreachable"  # no address of the name accepted the connection
+    UPSTREAM_PROXY = "upstream-proxy"  # the proxy by which all leaves is away, or refuses
     # refused for proxyfw's own sake
     LIMIT = "limit"  # too many connections or DNS queries of this client, or in all
     PROXY_DOWN = "proxy-down"  # nobody accepts connections for the packet layer
@@ -59,13 +60,15 @@ class Allow:
 class Deny:
     """Refused. `detail` says what exactly was wrong where the reason leaves that open.
 
-    `observed`: the client is in observe mode; the refusal is recorded and the connection let through.
+    `observed`: the client is in observe mode; the refusal is recorded and the connection let through. `error`: of a
+    connection that failed, the number of the system's error (errno), else 0.
     """
 
     reason: Reason
     rule: str = ""
     detail: str = ""
     observed: bool = False
+    error: int = 0
 
 
 Verdict = Allow | Deny
