@@ -17,6 +17,7 @@ def clients_status(
             "profiles": list(client.profiles),
             "mode": "qubes" if client.exact else "observe" if client.observe else "enforce",
             "dns": "all" if client.dns_all or client.exact else "profile",
+            "upstream_proxy": str(client.upstream_proxy) if client.upstream_proxy is not None else "",
             "rules": sum(len(rules.rules) for rules in client.rules.values()),
             "connections": open_now.get(client.name, 0),
             "pins": pins.get(client.name, 0),

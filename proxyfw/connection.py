@@ -13,26 +13,21 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxyfw.core import tls
-from proxyfw.core.address import IPAddress, dial_order
+from proxyfw.core.address import IPAddress
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
-from proxyfw.core.policy import Policy
+from proxyfw.core.policy import ASKED
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
-from proxyfw.edge.dial import OwnAddressError, dial
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.poller import Stream
-from proxyfw.edge.resolver import Failure
 from proxyfw.edge.splice import Splice
 from proxyfw.shared import Shared
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
-MAX_TRIED = 8  # addresses of one name; each may hold a descriptor until the deadline
 LINGER = 1.0  # seconds that a refused client has to read its refusal
 _CHUNK = 1 << 14
-
-_REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
 
 
 @dataclass(slots=True)
@@ -46,13 +41,28 @@ class Entry:
 
 
 class Ends(NamedTuple):
-    """Who connects to what: the client, its address, and the destination, also as the text that the kernel gave."""
+    """Who connects to what: the client, its address, and the destination, also as the text that the kernel gave.
+
+    At the explicit proxy the destination is None ("") until the client has said what it wants, and where only the far
+    end of an upstream proxy knows it.
+    """
 
     client: str
     address: str
-    destination: IPAddress
+    destination: IPAddress | None
     destination_text: str
     port: int
+
+
+class Request(NamedTuple):
+    """What the client asked the explicit proxy for: it must be permitted as well, as long as the connection lasts.
+
+    `words`: for the log. `verdict`: what it was let through by.
+    """
+
+    flow: Flow
+    words: str
+    verdict: Verdict
 
 
 class Connection:
@@ -60,10 +70,10 @@ class Connection:
 
     __slots__ = (
         "_deadline",
+        "_held",
         "_late",
         "_on_decided",
         "_on_done",
-        "_shared",
         "_task",
         "active_at",
         "client",
@@ -72,6 +82,8 @@ class Connection:
         "ends",
         "entry",
         "protocol",
+        "request",
+        "shared",
         "splice",
     )
 
@@ -84,12 +96,14 @@ class Connection:
         on_done: Callable[["Connection"], None],
     ) -> None:
         self.client = client
-        self._shared = shared
+        self.shared = shared
         self._on_decided = on_decided
         self._on_done = on_done
         self._task: asyncio.Task[None] | None = None
         self._deadline = 0.0
         self._late: Stream | None = None
+        self._held: tuple[Hostname | IPAddress, Stream] | None = None
+        self.request: Request | None = None
         self.protocol = Protocol.TCP
         self.ends = ends
         self.entry: Entry | None = None
@@ -100,7 +114,7 @@ class Connection:
 
     def start(self, serve: Callable[["Connection"], Coroutine[None, None, None]]) -> None:
         """Begins the task: `serve(self)`, until it has begun a splice or ends."""
-        self._task = self._shared.poller.loop.create_task(self._run(serve))
+        self._task = self.shared.poller.loop.create_task(self._run(serve))
 
     @property
     def setting_up(self) -> bool:
@@ -133,6 +147,7 @@ class Connection:
         finally:
             self._task = None
             self._late = None
+            self.take_held(lambda _: False)
             if self.splice is None:
                 self.end_entry(self.closed_by or "client")
                 self.client.close()
@@ -146,71 +161,44 @@ class Connection:
         flow = Flow(ends.client, self.protocol, ends.destination, ends.port, name, source, broken)
         if name is not None:
             return flow
-        return self._shared.policy.decide_pinned(flow, self._names())[0]
+        if self.request is not None and self.request.flow.name_source in ASKED:
+            asked = self.request.flow
+            return flow._replace(name=asked.name, name_source=asked.name_source)
+        return self.shared.policy.decide_pinned(flow, self.names())[0]
 
     def granted_unheard(self) -> bool:
         """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
         ends = self.ends
-        may_be = self._shared.policy.grants_unheard(ends.client, "tcp", ends.port)
+        may_be = self.shared.policy.grants_unheard(ends.client, "tcp", ends.port)
         return may_be and isinstance(self.decide(self.flow()), Allow)
 
-    def _names(self) -> tuple[Hostname, ...]:
-        """What the client was told of the address that it aims at."""
-        return self._shared.pins.names(self.ends.client, self.ends.destination)
+    def names(self) -> tuple[Hostname, ...]:
+        """What is known of the address that it aims at: the names that the client was told it for, or asked for."""
+        asked, to = self.request.flow if self.request is not None else None, self.ends.destination
+        if asked is not None and asked.name is not None and asked.name_source in ASKED:
+            return (asked.name,)
+        return self.shared.pins.names(self.ends.client, to) if to is not None else ()
 
-    async def connect(self, flow: Flow) -> tuple[Verdict, Stream | None]:
-        """The verdict on a flow, and the server connection where it lets one through."""
-        while True:
-            policy = self._shared.policy
-            verdict, server = await self._open(policy, flow, self.decide(flow))
-            self.disarm()
-            if policy is self._shared.policy:
-                return verdict, server
-            # The policy changed while we waited: what it says now is what counts.
-            if server is not None:
-                server.close()
+    def knows(self, address: IPAddress, name: Hostname) -> bool:
+        """Whether the address is the name's: its client was told so, or it was looked up for this very connection."""
+        asked = self.request.flow if self.request is not None else None
+        if asked is not None and asked.name_source in ASKED:
+            return asked.name == name and address == self.ends.destination
+        return self.shared.pins.holds(self.ends.client, address, name)
 
-    async def _open(self, policy: Policy, flow: Flow, verdict: Verdict) -> tuple[Verdict, Stream | None]:
-        if isinstance(verdict, Allow) and verdict.by_name:
-            found = await self._by_name(policy, flow, verdict)
-            if isinstance(found, Stream):
-                return verdict, found
-            verdict = policy.observed(flow.client, found)
-        if verdict.reason is Reason.RELAY:  # handed over by the rules of an earlier version: it would evade the relay
-            verdict = Deny(Reason.ERROR, detail="DNS belongs to the relay")
-        if is_refused(verdict):
-            return verdict, None
-        dropped = policy.dropped_as_aimed(flow, self._names())
-        if dropped is not None:
-            return dropped, None
-        try:
-            return verdict, await dial((self.ends.destination,), flow.port, self._shared.poller, self.arm)
-        except OSError as error:
-            return _not_reached(verdict.rule, error), None
+    def hold(self, to: Hostname | IPAddress, server: Stream) -> None:
+        """Keeps a server connection that stands until it is known whether it is the one to use."""
+        self._held = (to, server)
 
-    async def _by_name(self, policy: Policy, flow: Flow, verdict: Allow) -> Stream | Deny:
-        """Dials one of the name's own addresses; that the client aims at another changes nothing."""
-        assert flow.name is not None
-        resolver, aimed_at = self._shared.resolver, self.ends.destination
-        answer = resolver.cached(flow.name)
-        if self._shared.pins.holds(flow.client, aimed_at, flow.name):
-            # Dialled as it is; others only where they are known, should it be dead.
-            known = answer if isinstance(answer, tuple) else ()
-            answer = (aimed_at, *(address for address in known if address != aimed_at))
-        if answer is None:
-            if not self._shared.may_look_up(flow.client, questions=2):  # IPv6 and IPv4
-                return Deny(Reason.LIMIT, verdict.rule, "too many look-ups")
-            answer = await resolver.resolve(flow.name, flow.client)
-        if isinstance(answer, Failure):
-            return Deny(_REASON_OF[answer], verdict.rule)
-        addresses = policy.reachable(flow, verdict, answer)
-        if not addresses:
-            return policy.unreached(flow, verdict, answer)
-        order = dial_order(addresses, self.ends.destination)[:MAX_TRIED]
-        try:
-            return await dial(order, flow.port, self._shared.poller, self.arm)
-        except OSError as error:
-            return _not_reached(verdict.rule, error)
+    def take_held(self, fits: Callable[[Hostname | IPAddress], bool]) -> Stream | None:
+        """The server connection that is held, where it leads to what is wanted; else it is closed."""
+        if self._held is None:
+            return None
+        (to, server), self._held = self._held, None
+        if fits(to):
+            return server
+        server.close()
+        return None
 
     def begin_splice(
         self,
@@ -226,8 +214,8 @@ class Connection:
         self.splice = Splice(
             self.client,
             server,
-            self._shared.poller,
-            self._shared.pipes,
+            self.shared.poller,
+            self.shared.pipes,
             self._spliced,
             to_server,
             to_client,
@@ -254,7 +242,7 @@ class Connection:
         """Lets the client read what it was told: a socket closed with unread bytes would reset it away."""
         self.client.finish()
         self.arm(LINGER, self.client)
-        loop = self._shared.poller.loop
+        loop = self.shared.poller.loop
         until = loop.time() + LINGER
         with suppress(OSError):
             while await self.client.recv(_CHUNK) and loop.time() < until:
@@ -262,11 +250,11 @@ class Connection:
 
     def decide(self, flow: Flow) -> Verdict:
         """What the policy in force says."""
-        return self._shared.policy.decide(flow)
+        return self.shared.policy.decide(flow)
 
     def touch(self) -> None:
         """Bytes came: the connection is not idle."""
-        self.active_at = self._shared.poller.now
+        self.active_at = self.shared.poller.now
 
     def record(self, flow: Flow, verdict: Verdict, server: Stream | None = None) -> None:
         """Writes a verdict to the log; for what is let through, the row is completed when the flow ends.
@@ -274,12 +262,20 @@ class Connection:
         The row's destination is what was reached (`server`), else what the client aimed at.
         """
         self.set_decided(True)
+        asked = self.request.verdict if self.request is not None else verdict
+        if isinstance(verdict, Allow) and isinstance(asked, Deny):
+            verdict = asked  # observed: what the client asked for would have been refused
         word = in_a_word(verdict)
-        destination = aimed_at = self.ends.destination_text
-        detail = verdict.detail if isinstance(verdict, Deny) else ""
-        if server is not None and server.peer != aimed_at:
+        aimed_at = str(flow.destination or "")
+        if flow.destination == self.ends.destination:
+            aimed_at = self.ends.destination_text
+        destination, told = aimed_at, [verdict.detail] if isinstance(verdict, Deny) else []
+        if server is not None and server.peer and server.peer != aimed_at:
             destination = server.peer
-            detail = detail or f"the client aimed at {aimed_at}"
+            told += [f"the client aimed at {aimed_at}"] if aimed_at and not any(told) else []
+        told += [self.request.words] if self.request is not None else []
+        proxy = self.shared.policy.upstream_proxy_of(flow.client)
+        told += [f"through {proxy}"] if server is not None and proxy is not None else []
         row = Row(
             client=self.ends.client,
             address=self.ends.address,
@@ -291,13 +287,14 @@ class Connection:
             verdict=word,
             reason=verdict.reason.value,
             rule=verdict.rule,
-            detail=detail,
+            detail="; ".join(filter(None, told)),
         )
-        self._shared.log.open_row(row)
+        self.shared.log.open_row(row)
         if word != "deny":
             by_name = isinstance(verdict, Allow) and verdict.by_name
-            self.entry = Entry(flow, row, self._shared.poller.loop.time(), by_name)
-            self._shared.pins.use(self.ends.client, self.ends.destination)
+            self.entry = Entry(flow, row, self.shared.poller.loop.time(), by_name)
+            if self.ends.destination is not None:
+                self.shared.pins.use(self.ends.client, self.ends.destination)
 
     def set_decided(self, decided: bool) -> bool:
         """Whether what it will be is settled, or (again) awaits the client's words; False: too many await them."""
@@ -311,9 +308,10 @@ class Connection:
         if self.entry is None:
             return
         entry, self.entry = self.entry, None
-        duration = self._shared.poller.loop.time() - entry.since
-        self._shared.log.close_row(entry.row, up, down, duration, closed_by)
-        self._shared.pins.release(self.ends.client, self.ends.destination)
+        duration = self.shared.poller.loop.time() - entry.since
+        self.shared.log.close_row(entry.row, up, down, duration, closed_by)
+        if self.ends.destination is not None:
+            self.shared.pins.release(self.ends.client, self.ends.destination)
 
     @property
     def armed(self) -> bool:
@@ -322,12 +320,12 @@ class Connection:
 
     def arm_sniff(self) -> None:
         """Gives the client the time it has to say whom it wants."""
-        unheard = self.protocol is Protocol.TCP and self._shared.policy.observes(self.ends.client)
+        unheard = self.protocol is Protocol.TCP and self.shared.policy.observes(self.ends.client)
         self.arm(OBSERVE_DEADLINE if unheard else SNIFF_DEADLINE, self.client)
 
     def arm(self, seconds: float, stream: Stream) -> None:
         """From now on, so many seconds: then whoever reads this stream gets TimeoutError."""
-        self._deadline = self._shared.poller.loop.time() + seconds
+        self._deadline = self.shared.poller.loop.time() + seconds
         self._late = stream
 
     def disarm(self) -> None:
@@ -340,8 +338,3 @@ class Connection:
             return
         if self._late.interrupt(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))):
             self._late = None  # else bytes came at this very moment: again at the next look
-
-
-def _not_reached(rule: str, error: OSError) -> Deny:
-    reason = Reason.INTERNAL_ADDRESS if isinstance(error, OwnAddressError) else Reason.UNREACHABLE
-    return Deny(reason, rule, error.strerror or "no answer before the deadline")

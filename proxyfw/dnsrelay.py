@@ -1,5 +1,7 @@
 """The relay: each query of a client judged by the name asked, answered from the resolvers, and pinned.
 
+Of a client with an upstream proxy nothing is asked: it is told a mapped address, which stands for the name.
+
 How queries come and replies leave is in dnsserve.py.
 """
 
@@ -9,7 +11,7 @@ from typing import NamedTuple
 from dns.rcode import Rcode
 
 from proxyfw.core import dnsmsg
-from proxyfw.core.dnsanswer import Answer
+from proxyfw.core.dnsanswer import Answer, of_mapped
 from proxyfw.core.dnsmsg import Query, Unreadable
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.qubes_rules import DNS_PORT
@@ -80,6 +82,8 @@ class DnsRelay:
         verdict = self._decide(asked)
         if is_refused(verdict) or query.question is None:
             return self._refuse(asked, verdict, query.rcode)
+        if self._shared.policy.upstream_proxy_of(client) is not None:
+            return self._answer_mapped(asked, verdict)
         held = self._shared.resolver.known(query.question)
         if held is not None:
             self.counts.cached += 1
@@ -100,6 +104,8 @@ class DnsRelay:
         verdict = self._decide(asked)
         if is_refused(verdict):
             return self._refuse(asked, verdict)
+        if self._shared.policy.upstream_proxy_of(asked.client) is not None:
+            return self._answer_mapped(asked, verdict)
         return self._answer(asked, verdict, found, 0.0)
 
     def fault(self, data: bytes, address: str, destination: str, error: Exception) -> bytes:
@@ -140,6 +146,11 @@ class DnsRelay:
                 return self._refuse(asked, deny, Rcode.SERVFAIL)
         self._tell(asked, verdict, found)
         return dnsmsg.answer(asked.data, asked.query, found, int(age), asked.udp)
+
+    def _answer_mapped(self, asked: Asked, verdict: Verdict) -> bytes:
+        """Tells what stands for the name, to a client of which no query leaves."""
+        assert asked.query.question is not None
+        return self._answer(asked, verdict, of_mapped(asked.query.question.name, asked.query.question.rdtype), 0.0)
 
     def _pin(self, asked: Asked, found: Answer, age: float) -> Deny | None:
         assert asked.query.question is not None

@@ -63,11 +63,12 @@ class Enforcer:
         except (NftError, files.FileError) as error:
             raise EnforceError(f"the fail-safe ruleset could not be loaded: {error}") from None
 
-    def apply(self, policy: Policy, group: int, pins: PinKeeper, own_rules: bool) -> frozenset[str]:
+    def apply(self, policy: Policy, group: int, pins: PinKeeper, own_rules: bool, explicit_port: int) -> frozenset[str]:
         """Puts a policy in force: all of it, or nothing. Answers which sets of feeds are new, and empty. Raises
         EnforceError.
 
         `own_rules`: the clients' Qubes firewall rules are in it, so that qubes-firewall has nothing left to do.
+        `explicit_port`: see `render`.
         """
         now = self._policy
         try:
@@ -75,7 +76,7 @@ class Enforcer:
             if not self._settled:
                 self._tables, self._lacking = self._nft.tables(), self._missing()
             beside = "ip qubes" in self._tables
-            text = render(policy, skeleton, group, pins.ports(policy), beside)
+            text = render(policy, skeleton, group, pins.ports(policy), beside, explicit_port)
             # Answers of a client that has gone, or of another one at its address, are let through no longer.
             inbound = self._nft.copy(INBOUND_SETS, lambda each: _same_owner(now, policy, str(each)))
             others = [table for table in _REPLACED if own_rules and table in self._tables]
@@ -178,6 +179,30 @@ class Enforcer:
             self._say(f"forwarded connections that are no longer permitted may live on: {error}")
 
 
+class Unenforced(Enforcer):
+    """Where there is no packet layer: nothing is forwarded, and so there is nothing to enforce."""
+
+    def close_first(self) -> None:
+        """Nothing is open."""
+
+    def apply(self, policy: Policy, group: int, pins: PinKeeper, own_rules: bool, explicit_port: int) -> frozenset[str]:
+        """There are no sets of feeds."""
+        return frozenset()
+
+    def count(self, name: str) -> int:
+        """No packet is seen."""
+        return 0
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]) -> None:
+        """There is nothing to watch."""
+
+    def stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The same."""
+
+    def end_forwarded(self, addresses: Collection[IPAddress], policy: Policy, pins: PinKeeper) -> None:
+        """Nothing is forwarded."""
+
+
 def _same_owner(before: Policy | None, now: Policy, address: str) -> bool:
     owner = now.client_at(address)
     return owner is not None and (before is None or owner == before.client_at(address))
@@ -186,7 +211,7 @@ def _same_owner(before: Policy | None, now: Policy, address: str) -> bool:
 def permitted(tracked: Tracked, policy: Policy, pins: PinKeeper) -> bool:
     """Whether the kernel may go on forwarding it. What belongs to the proxy is not forwarded."""
     client = policy.client_at(str(tracked.source))
-    if client is None:
+    if client is None or policy.upstream_proxy_of(client) is not None:  # of which the kernel forwards nothing
         return False
     protocol = Protocol.OTHER
     with suppress(ValueError):

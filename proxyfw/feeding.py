@@ -17,6 +17,7 @@ from proxyfw.core.feed import MAX_EVERY, Feed, Source
 from proxyfw.core.feedbounds import judged, objection
 from proxyfw.core.nftbatch import Change, ranges, steps
 from proxyfw.core.ruleset import feed_set
+from proxyfw.core.upstreamproxy import UpstreamProxy
 from proxyfw.edge import feedprocess
 from proxyfw.edge.feedcache import Cached, CacheError, FeedCache
 from proxyfw.edge.feedprocess import Changed, Failed
@@ -144,6 +145,7 @@ class _Kept:
         self._door, self._source = door, source
         self._profiles: list[str] = []
         self._every = 0
+        self._through: UpstreamProxy | None = None
         self._good = EMPTY  # the last one taken
         self._held: AddressList | None = None  # the last one held back
         self._cached = self._new("", "", [])
@@ -160,8 +162,12 @@ class _Kept:
         self._task.add_done_callback(self._ended)
 
     def wanted(self, feeds: list[Feed]) -> None:
-        """Who wants it, and how often."""
+        """Who wants it, how often, and through what it is fetched from now on."""
         self._profiles = list(dict.fromkeys(feed.profile for feed in feeds))
+        through = feeds[0].through  # one for all
+        if through != self._through:
+            self._through, self._due = through, 0.0
+            self._wake.set()
         every = min(feed.every for feed in feeds)
         if every != self._every:
             self._every, self._due = every, min(self._due, self._cached.checked + every)
@@ -259,6 +265,10 @@ class _Kept:
         await self._put(self._good)
 
     async def _fetch(self) -> None:
+        if self._source.python and self._through is not None:
+            # Fails closed: nothing can make somebody's program take the proxy.
+            self._fail("not run, as it would not leave through the upstream proxy")
+            return
         async with self._door.slots:
             answer = await feedprocess.ask(self._request(), self._door.patience)
         if isinstance(answer, Failed):
@@ -280,6 +290,7 @@ class _Kept:
             "select": list(source.select),
             "etag": self._cached.etag,
             "modified": self._cached.modified,
+            "through": _told(self._through),
         }
 
     async def _judge(self, answer: Changed) -> None:
@@ -361,6 +372,11 @@ class _Kept:
 
     def _new(self, etag: str, modified: str, networks: list[str]) -> Cached:
         return Cached(self._source.id, str(self._source), etag, modified, 0.0, networks)
+
+
+def _told(proxy: UpstreamProxy | None) -> list[Any] | None:
+    """A proxy as proxyfw.feedworker has it."""
+    return [proxy.scheme, str(proxy.address), proxy.port, proxy.user, proxy.password] if proxy is not None else None
 
 
 def _answer(asked: Iterable[tuple[asyncio.Future[None], bool]]) -> None:

@@ -4,12 +4,14 @@
 
 One request comes on its stdin, one answer goes to its stdout, both JSON (proxyfw.edge.feedprocess is the other end):
 
-    {"url": ..., "format": ..., "select": [...], "etag": ..., "modified": ..., "patience": seconds}
+    {"url": ..., "format": ..., "select": [...], "etag": ..., "modified": ..., "through": ..., "patience": seconds}
     {"python": "/path/feeds/NAME.py", "current": ["192.0.2.0/24", ...], "patience": seconds}
 
     {"status": "changed", "networks": ["192.0.2.0/24", ...], "etag": ..., "modified": ...}
     {"status": "same"}
     {"status": "failed", "error": ...}
+
+`through`: the upstream proxy to take, as a list of its scheme, address, port, user and password; null: none.
 
 Before it looks at anything foreign it gives up all its rights; what needs them, as a file that root alone may read, is
 read before.
@@ -20,6 +22,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
@@ -27,6 +30,7 @@ from typing import Any
 
 from proxyfw.core.addresslist import AddressList, parse_networks
 from proxyfw.core.feedformats import MAX_ADDRESSES, FeedError, Format, addresses
+from proxyfw.core.upstreamproxy import Scheme, UpstreamProxy
 from proxyfw.edge import files, rights
 from proxyfw.edge.fetch import FetchError, get, trust
 
@@ -75,15 +79,23 @@ def _answer(request: dict[str, Any]) -> Answer:
 
 def _web(request: dict[str, Any]) -> Callable[[], Answer]:
     context = trust()
+    through = _through(request["through"])
 
     def read() -> Answer:
-        fetched = get(request["url"], request["etag"], request["modified"], request["patience"], context)
+        fetched = get(request["url"], request["etag"], request["modified"], request["patience"], context, through)
         if fetched.status == "same":
             return {"status": "same"}
         found = addresses(Format(request["format"]), tuple(request["select"]), fetched.document)
         return _changed(AddressList.of(found), fetched.etag, fetched.modified)
 
     return read
+
+
+def _through(told: list[Any] | None) -> UpstreamProxy | None:
+    if told is None:
+        return None
+    scheme, address, port, user, password = told
+    return UpstreamProxy(Scheme(scheme), ip_address(address), port, user, password)
 
 
 def _python(request: dict[str, Any]) -> Callable[[], Answer]:

@@ -1,4 +1,5 @@
-"""Plain HTTP on one client connection: carries out what a `http1.Session` says, request by request.
+"""Plain HTTP on one client connection: carries out what a `http1.Session` says, request by request. At the explicit
+proxy, each request says by its URL where it is to go.
 
 Two tasks. The connection's own reads the client; a second one reads the current server, so that a server that answers
 before it has read everything cannot stall both. Each socket has one writer at a time, in the order of the session's
@@ -9,20 +10,14 @@ import asyncio
 from dataclasses import replace
 
 from proxyfw.connection import Connection
-from proxyfw.core import http1
+from proxyfw.core import http1, refusal
 from proxyfw.core.flow import Flow, NameSource
-from proxyfw.core.hostname import Hostname
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Deny, Reason, Verdict, is_refused
 from proxyfw.edge.poller import Stream
+from proxyfw.reach import reach
 
 _CHUNK = 1 << 14
-_STATUS = {
-    Reason.UNRESOLVABLE: 502,
-    Reason.DNS_FAILURE: 502,
-    Reason.UNREACHABLE: 502,
-    Reason.ERROR: 500,
-}
 
 
 class _Interrupted(OSError):
@@ -32,11 +27,12 @@ class _Interrupted(OSError):
 class HttpFlow:
     """Serves one client connection until it ends, or turns into a splice (WebSocket)."""
 
-    def __init__(self, connection: Connection, first: bytes) -> None:
-        """`first`: the bytes that were sniffed."""
+    def __init__(self, connection: Connection, first: bytes, forward: bool = False) -> None:
+        """`first`: the bytes that were sniffed. `forward`: the client knows that it speaks to a proxy."""
         self._connection = connection
         self._client = connection.client
-        self._session = http1.Session(connection.ends.port)
+        self._forward = forward
+        self._session = http1.Session(None if forward else connection.ends.port)
         self._server: Stream | None = None
         self._server_task: asyncio.Task[None] | None = None
         self._client_lock = asyncio.Lock()
@@ -141,8 +137,8 @@ class HttpFlow:
                     async with self._client_lock:
                         await self._client.send(data)
                     self._down += len(data)
-                case http1.Decide(name):
-                    await self._do(await self._decide(name))
+                case http1.Decide() as asked:
+                    await self._do(await self._decide(asked))
                 case http1.Broken(malformed):
                     if await self._broken(malformed):
                         return
@@ -170,24 +166,35 @@ class HttpFlow:
             except OSError:
                 pass  # it closed: its own task reads what it still had to say, and the end
 
-    async def _decide(self, name: Hostname | None) -> list[http1.Command]:
+    def _flow(self, asked: http1.Decide) -> Flow:
+        flow = self._connection.flow()
+        if self._forward:
+            assert asked.port is not None
+            flow = flow._replace(destination=asked.address, port=asked.port)
+        if asked.name is not None:
+            return flow._replace(name=asked.name, name_source=NameSource.HOST)
+        if self._forward and asked.address is not None:
+            told = self._connection.shared.pins.names(flow.client, asked.address)
+            return self._connection.shared.policy.decide_pinned(flow, told)[0]
+        return flow
+
+    async def _decide(self, asked: http1.Decide) -> list[http1.Command]:
         connection = self._connection
         connection.disarm()
         self._unjudged = None
-        flow = connection.flow()
-        if name is not None:
-            flow = flow._replace(name=name, name_source=NameSource.HOST)
+        flow = self._flow(asked)
         entry = connection.entry
         again = connection.decide(flow)
         same_host = entry is not None and entry.flow == flow and self._server is not None
         if same_host and self._session.reusable and not is_refused(again):
             return self._session.permit(fresh=False)
         self._drop_server()
-        verdict, server = await connection.connect(flow)
+        verdict, server, _ = await reach(connection, flow)
         self._record(flow, verdict, server)
         if server is None:
             assert isinstance(verdict, Deny)
-            return self._session.refuse(_STATUS.get(verdict.reason, 403), _page(flow, verdict))
+            page = refusal.page(verdict, flow.client, asked.name or asked.address)
+            return self._session.refuse(refusal.status_of(verdict), page)
         self._server = server
         self._server_task = asyncio.create_task(self._serve_server(server))
         return self._session.permit(fresh=True)
@@ -196,11 +203,11 @@ class HttpFlow:
         """Logs what cannot be judged; in observe mode, relays it raw if nothing was judged yet, and answers True."""
         connection = self._connection
         flow = connection.flow()._replace(broken=malformed)
-        if self._unjudged is None:
+        if self._unjudged is None or self._forward:  # where it would go, its URL alone says
             self._record(flow, Deny(malformed.reason, detail=malformed.detail))
             self._closing = True
             return False
-        verdict, server = await connection.connect(flow)
+        verdict, server, _ = await reach(connection, flow)
         self._record(flow, verdict, server)
         self._closing = True
         if server is None:
@@ -239,15 +246,3 @@ class HttpFlow:
         if task is not None and task is not asyncio.current_task():
             self._server_task = None
             task.cancel()
-
-
-def _page(flow: Flow, deny: Deny) -> bytes:
-    lines = [
-        "proxyfw refused this connection.",
-        "",
-        f"client: {flow.client}",
-        f"host:   {flow.name or 'none named'}",
-        f"reason: {deny.reason.value}" + (f" ({deny.detail})" if deny.detail else ""),
-        "",
-    ]
-    return "\n".join(lines).encode()

@@ -29,7 +29,7 @@ def row_of(packet: Reported, policy: Policy, names: Callable[[str, IPAddress], S
     )
     told = names(row.client, packet.destination)
     by_name = told and packet.protocol in _PROTOCOLS and reason in (Reason.NO_NAME, Reason.PIN)
-    if by_name or reason == Reason.QUBES_RULE:
+    if by_name or reason in (Reason.QUBES_RULE, Reason.UNSUPPORTED):
         protocol = Protocol(packet.protocol) if packet.protocol in _PROTOCOLS else Protocol.OTHER
         flow = Flow(row.client, protocol, packet.destination, packet.port, icmp_type=packet.icmp_type)
         flow, verdict = policy.decide_pinned(flow, told)

@@ -14,6 +14,7 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
 from proxyfw.core.verdict import Allow, Deny, Reason, is_refused
 from proxyfw.edge.poller import Stream
+from proxyfw.explicit import serve_explicit
 from proxyfw.serve import serve
 from proxyfw.shared import Shared
 
@@ -37,6 +38,7 @@ class Proxy:
         self._shared = shared
         self._max = max_connections
         self._listeners: list[socket.socket] = []
+        self._explicit: frozenset[socket.socket] = frozenset()
         self._live: set[Connection] = set()
         self._per_client: Counter[str] = Counter()
         self._undecided: Counter[str] = Counter()
@@ -45,10 +47,10 @@ class Proxy:
         self._ticker: asyncio.TimerHandle | None = None
         self.accepted = 0
 
-    def start(self, listeners: list[socket.socket]) -> None:
-        """Begins to accept."""
-        self._listeners = listeners
-        for listener in listeners:
+    def start(self, listeners: list[socket.socket], explicit: list[socket.socket]) -> None:
+        """Begins to accept. `explicit`: the listeners for clients that ask for a proxy."""
+        self._listeners, self._explicit = [*listeners, *explicit], frozenset(explicit)
+        for listener in self._listeners:
             self._shared.poller.loop.add_reader(listener.fileno(), self._accept, listener)
         self._sweep()
 
@@ -69,13 +71,14 @@ class Proxy:
 
     def rejudge(self, policy: Policy) -> int:
         """Puts a new policy in force and closes what it forbids; how many that were."""
-        self._shared.policy = policy
+        before, self._shared.policy = self._shared.policy, policy
         closed = 0
         for connection in tuple(self._live):
-            entry = connection.entry
-            told = self._shared.pins.names(connection.ends.client, connection.ends.destination)
-            denied = entry is not None and not _still_permitted(policy, entry, told)
-            if denied or policy.client_at(connection.ends.address) != connection.ends.client:
+            entry, request, client = connection.entry, connection.request, connection.ends.client
+            denied = entry is not None and not _still_permitted(policy, entry, connection.names())
+            denied |= request is not None and is_refused(policy.decide(request.flow))
+            moved = policy.upstream_proxy_of(client) != before.upstream_proxy_of(client)
+            if denied or moved or policy.client_at(connection.ends.address) != client:
                 connection.close("policy")
                 closed += 1
         return closed
@@ -94,15 +97,15 @@ class Proxy:
             self.accepted += 1
             try:
                 sock.setblocking(False)
-                self._admit(sock, peer[0])
+                self._admit(sock, peer[0], listener in self._explicit)
             except OSError:
                 sock.close()
 
-    def _admit(self, sock: socket.socket, address: str) -> None:
+    def _admit(self, sock: socket.socket, address: str, explicit: bool) -> None:
         shared = self._shared
         text, port = sock.getsockname()[:2]
         name = shared.policy.client_at(address)
-        ends = Ends(name or "", address, _address(text), text, port)
+        ends = Ends(name or "", address, None if explicit else _address(text), "" if explicit else text, port)
         connection = Connection(Stream(sock, shared.poller), ends, shared, self._on_decided, self._done)
         deny = self._beyond_limit(name)
         self._undecided[ends.client] += 1
@@ -114,7 +117,7 @@ class Proxy:
         self._live.add(connection)
         self._per_client[ends.client] += 1
         self._young.add(connection)
-        connection.start(serve)
+        connection.start(serve_explicit if explicit else serve)
         if self._ticker is None:
             self._ticker = shared.poller.loop.call_later(TICK, self._tick)
 
@@ -177,13 +180,15 @@ def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> 
     if not entry.by_name and policy.dropped_as_aimed(flow, told) is not None:
         return False
     verdict = policy.decide(flow)
+    if policy.upstream_proxy_of(flow.client) is not None:
+        return not is_refused(verdict)  # where the far end went, is not known here
     reached = _address(entry.row.destination)
     if isinstance(verdict, Allow) and verdict.by_name:
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.
         if entry.by_name and policy.reachable(flow, verdict, [reached]):
             return True
         return policy.observes(flow.client) and not is_refused(policy.decide(flow._replace(destination=reached)))
-    if entry.by_name:
+    if entry.by_name or flow.destination is None:
         # Where the client aimed may be granted by now, by its address: that is not where the connection goes.
         verdict = policy.decide(flow._replace(destination=reached))
     return not is_refused(verdict)

@@ -20,6 +20,8 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
         lines += [f"  {problem}" for problem in status["reload_failed"]]
     lines += [f"note: {note}" for note in status["notes"]]
     lines.append(f"resolvers: {', '.join(status['resolvers'])}")
+    if status["explicit"]:
+        lines.append(f"explicit proxy: {status['explicit']}")
     lines += _relay_lines(status["relay"])
     lines.append(f"log: {log['file']}, {log['written']} rows written since the start, {log['lost']} lost")
     if log["error"]:
@@ -39,7 +41,8 @@ def status_report(status: Mapping[str, Any], now: float) -> list[str]:
         )
         for c in status["clients"]
     ]
-    return lines + aligned(rows)
+    leaving = [f"{c['name']} leaves through {c['upstream_proxy']}" for c in status["clients"] if c["upstream_proxy"]]
+    return lines + aligned(rows) + leaving
 
 
 def _relay_lines(relay: Mapping[str, Any]) -> list[str]:

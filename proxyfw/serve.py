@@ -6,17 +6,20 @@ from proxyfw.core.sniffed import Malformed, Named, NeedMore, Sniffed
 from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason
 from proxyfw.http_flow import HttpFlow
+from proxyfw.reach import reach
 from proxyfw.server_first import first_words
 from proxyfw.tls_flow import TlsFlow
 
 _CHUNK = 1 << 14
 
 
-async def serve(connection: Connection) -> None:
-    """Serves one connection until its splice begins, or it ends."""
-    first = await first_words(connection) if connection.granted_unheard() else b""
-    if first is None:
-        return
+async def serve(connection: Connection, first: bytes = b"") -> None:
+    """Serves one connection until its splice begins, or it ends. `first`: what the client has said already."""
+    if not first and connection.granted_unheard():
+        heard = await first_words(connection)
+        if heard is None:
+            return
+        first = heard
     connection.arm_sniff()
     sniffer = Sniffer()
     sniffed = await _sniff(connection, sniffer, first)
@@ -33,7 +36,7 @@ async def _judge(connection: Connection, sniffer: Sniffer, sniffed: Sniffed) -> 
         return
     connection.disarm()
     flow = connection.flow(sniffed)
-    verdict, server = await connection.connect(flow)
+    verdict, server, _ = await reach(connection, flow)
     connection.record(flow, verdict, server)
     if server is None:
         assert isinstance(verdict, Deny)

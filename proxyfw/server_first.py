@@ -12,6 +12,7 @@ from proxyfw.core.sniffed import Malformed, Nameless, NeedMore, NotMine, Sniffed
 from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason, is_refused
 from proxyfw.edge.poller import Stream
+from proxyfw.reach import reach
 
 SERVER_FIRST = 0.1  # seconds for the client to speak first: most do at once, and need no second dial
 _CHUNK = 1 << 14
@@ -35,7 +36,7 @@ async def first_words(connection: Connection) -> bytes | None:
         return b""
     connection.disarm()
     flow = connection.flow()
-    verdict, server = await connection.connect(flow)
+    verdict, server, _ = await reach(connection, flow)
     connection.record(flow, verdict, server)
     if server is None:
         assert isinstance(verdict, Deny)

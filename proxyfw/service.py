@@ -19,7 +19,7 @@ from proxyfw.clientstatus import clients_status
 from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
 from proxyfw.core.policychange import addresses, changed, same
-from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY_PORT
+from proxyfw.core.ruleset import EXPLICIT_PORT, LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY_PORT
 from proxyfw.dnsrelay import DnsRelay
 from proxyfw.dnsserve import DnsServer
 from proxyfw.edge import routes
@@ -27,12 +27,13 @@ from proxyfw.edge.control import Answer, Control
 from proxyfw.edge.logdb import LogWriter
 from proxyfw.edge.nflog import Nflog, NflogError
 from proxyfw.edge.nft import Nft
+from proxyfw.edge.nonft import NoNft
 from proxyfw.edge.notify import notify, watchdog_interval
 from proxyfw.edge.pinstore import PinStore
 from proxyfw.edge.poller import Poller
 from proxyfw.edge.resolver import Resolver
 from proxyfw.edge.upstream import Upstream
-from proxyfw.enforce import UNASKED, UNLOGGED, EnforceError, Enforcer
+from proxyfw.enforce import UNASKED, UNLOGGED, EnforceError, Enforcer, Unenforced
 from proxyfw.feeding import FeedKeeper
 from proxyfw.load import FEEDS, Loaded, load
 from proxyfw.logview import visible
@@ -41,7 +42,7 @@ from proxyfw.pinning import PinKeeper
 from proxyfw.proxy import Proxy
 from proxyfw.shared import Shared
 from proxyfw.sources import Sources, SourcesError
-from proxyfw.startup import StartError, has, listening, open_dns, raise_descriptors
+from proxyfw.startup import StartError, has, is_local, listening, listening_at, open_dns, raise_descriptors
 from proxyfw.statefiles import CONTROL_SOCKET, FEED_FOLDER, LOG_FILE, PIN_FILE
 
 _GARBAGE = 20_000
@@ -65,9 +66,11 @@ class Service:
     """Runs until SIGTERM or SIGINT. SIGHUP reloads. The packet layer stays in force afterwards."""
 
     def __init__(self, path: Path) -> None:
+        """`path`: of the configuration, whose kind is looked at here. Raises StartError."""
         self._path = path
-        self._nft = Nft()
-        self._enforcer = Enforcer(self._nft, say)
+        self._local = is_local(path)
+        self._nft = NoNft() if self._local else Nft()
+        self._enforcer = (Unenforced if self._local else Enforcer)(self._nft, say)
         self._sources = Sources(say, self._fail)
         self._nflog = Nflog(LOG_GROUP)
         self._poller = Poller()
@@ -93,8 +96,11 @@ class Service:
             say(line)
         self._state = _State(loaded, loaded.config, time.time())
         loop = asyncio.get_running_loop()
-        families = [family for family in (socket.AF_INET, socket.AF_INET6) if has(family)]
-        proxied, relayed = ([listening(family, port) for family in families] for port in (PROXY_PORT, RELAY_PORT))
+        families = [family for family in (socket.AF_INET, socket.AF_INET6) if has(family) and not self._local]
+        ports = (PROXY_PORT, EXPLICIT_PORT, RELAY_PORT)
+        proxied, asked, relayed = ([listening(family, port) for family in families] for port in ports)
+        if loaded.config.listen is not None:
+            asked = [listening_at(*loaded.config.listen)]
         datagrams = [open_dns(family) for family in families]
         self._start_log(loaded)
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
@@ -115,7 +121,7 @@ class Service:
         resolver = Resolver(Upstream(loaded.policy.upstream, loop.time).ask, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log, self._pins)
         self._proxy = Proxy(self._shared, raise_descriptors())
-        self._proxy.start(proxied)
+        self._proxy.start(proxied, asked)
         self._relay = DnsRelay(self._shared)
         dns = DnsServer(self._relay, loop)
         await dns.start(datagrams, relayed)
@@ -146,7 +152,8 @@ class Service:
         """Hears from now on whatever can change what is in force, or is to be told."""
         assert loaded.policy is not None
         assert loaded.config is not None
-        loop.add_reader(self._nflog.fileno(), self._on_packets)
+        if not self._local:
+            loop.add_reader(self._nflog.fileno(), self._on_packets)
         for number, action in (
             (signal.SIGHUP, self._on_hangup),
             (signal.SIGTERM, self._stop.set),
@@ -187,7 +194,8 @@ class Service:
         await asyncio.sleep(0)  # lets the closed connections write their rows
         self._shared.pipes.close()
         self._poller.stop()
-        self._nflog.stop()
+        if not self._local:
+            self._nflog.stop()
         self._enforcer.stop(asyncio.get_running_loop())
         for timer in (self._retry, self._expiry):
             if timer is not None:
@@ -196,7 +204,8 @@ class Service:
         await self._sources.stop()
         await self._pins.stop()
         self._log.stop()
-        say("stopped; the packet layer stays in force, and connections by name are refused until proxyfw runs again")
+        stays = "" if self._local else "the packet layer stays in force, and "
+        say(f"stopped; {stays}connections by name are refused until proxyfw runs again")
 
     async def _start_control(self, loaded: Loaded) -> Control:
         assert loaded.config is not None
@@ -210,8 +219,9 @@ class Service:
     def _enforce(self, loaded: Loaded, policy: Policy) -> None:
         """Puts the packet layer in force for the first time."""
         try:
-            routes.ensure(MARK, MASK)
-            self._nflog.start()
+            if not self._local:
+                routes.ensure(MARK, MASK)
+                self._nflog.start()
             self._apply(loaded, policy)
         except (routes.RoutesError, NflogError, EnforceError, OSError) as error:
             raise StartError(str(error)) from None
@@ -219,7 +229,8 @@ class Service:
     def _apply(self, loaded: Loaded, policy: Policy) -> frozenset[str]:
         assert loaded.config is not None
         own_rules = self._sources.world.netvm is not None
-        return self._enforcer.apply(policy, loaded.config.downstream_group, self._pins, own_rules)
+        config = loaded.config
+        return self._enforcer.apply(policy, config.downstream_group, self._pins, own_rules, config.explicit_port)
 
     def _start_log(self, loaded: Loaded) -> None:
         assert loaded.config is not None
@@ -386,6 +397,7 @@ class Service:
             "feeds_on": self._state.loaded.config is None or self._state.loaded.config.feeds,
             "notes": [*self._state.loaded.notes, *self._sources.trouble],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
+            "explicit": _explicit(self._state.loaded.config),
             "accepted": self._proxy.accepted,
             "relay": {
                 **asdict(self._relay.counts),
@@ -403,6 +415,14 @@ class Service:
         }
 
 
+def _explicit(config: Config | None) -> str:
+    """Where clients find a proxy that they can ask, in words."""
+    if config is None or config.listen is None:
+        return f"port {config.explicit_port} of this netvm" if config is not None and config.explicit_port else ""
+    address, port = config.listen
+    return f"{address} port {port}"
+
+
 def say(text: str) -> None:
     """One message for the console or the journal."""
     with suppress(OSError):
@@ -415,6 +435,7 @@ def _needs_restart(started: Config, now: Config) -> list[str]:
         f"{key} is another than at the start: it takes effect at the next one"
         for key, attribute in (
             ("state_dir", "state_dir"),
+            ("explicit: listen", "listen"),
             ("log: keep", "log_keep"),
             ("log: max_size", "log_max_size"),
         )

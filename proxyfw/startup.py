@@ -4,10 +4,14 @@ import resource
 import socket
 from pathlib import Path
 
+from proxyfw.core.address import IPAddress
+from proxyfw.core.config import is_for_listen
 from proxyfw.core.qubes_rules import DNS_PORT
 from proxyfw.core.ruleset import RELAY4, RELAY6
+from proxyfw.edge import files
 from proxyfw.edge.dnssocket import DnsSocket
-from proxyfw.edge.listen import listen
+from proxyfw.edge.listen import listen, listen_at
+from proxyfw.edge.qubesdb import on_qubes
 from proxyfw.edge.upstream import MAX_WAITING
 from proxyfw.proxy import DESCRIPTORS_EACH, MAX_CONNECTIONS
 
@@ -25,6 +29,27 @@ def listening(family: socket.AddressFamily, port: int) -> socket.socket:
         return listen(family, port)
     except OSError as error:
         raise StartError(f"port {port} on loopback: {error.strerror}; is proxyfw running already?") from None
+
+
+def listening_at(address: IPAddress, port: int) -> socket.socket:
+    """The listener of `explicit: listen:`. Raises StartError."""
+    try:
+        return listen_at(address, port)
+    except OSError as error:
+        raise StartError(f"explicit: listen: {address} port {port}: {error.strerror}") from None
+
+
+def is_local(path: Path) -> bool:
+    """Whether the configuration is for programs of this machine alone (`explicit: listen:`): then there is no packet
+    layer, and nothing to close. In doubt it is not. Raises StartError.
+    """
+    try:
+        local = is_for_listen(files.read(path))
+    except files.FileError:
+        return False  # which is told when it is loaded
+    if local and on_qubes():
+        raise StartError("explicit: listen: is for a machine that is nobody's netvm; on Qubes OS write {port: 3128}")
+    return local
 
 
 def open_dns(family: socket.AddressFamily) -> DnsSocket:

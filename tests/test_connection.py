@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proxyfw import connection as module
+from proxyfw import reach as module
 from proxyfw.connection import Connection, Ends, Entry
 from proxyfw.core.address import IPAddress
 from proxyfw.core.clients import Member
@@ -25,16 +25,17 @@ from proxyfw.edge.resolver import Addresses
 from proxyfw.proxy import _still_permitted
 
 AIMED, REAL, DEAD, SIX = map(ip_address, ("192.0.2.1", "192.0.9.1", "192.0.9.9", "2001:db8::1"))
+GRANTED = ip_address("192.0.8.1")
 WEB, DROPPED, OTHER = map(Hostname, ("web.example", "b.example", "z.example"))
 B = "action=drop dsthost=b.example"
 
 
-def policy(*rules: str, observe: bool = False) -> Policy:
-    profile, _ = parse_profile("web", "web", "domains: [web.example]\n")
+def policy(*rules: str, observe: bool = False, dns_all: bool = False) -> Policy:
+    profile, _ = parse_profile("web", "web", "domains: [web.example]\nnetworks: [192.0.8.1]\n")
     assert profile is not None
     library, _ = link({"web": profile})
     found = parse_rules({"policy": "drop", **{f"{number:04}": rule for number, rule in enumerate(rules)}})
-    work = Member("work", ("web",), observe, addresses=(ip_address("10.137.0.11"),), rules={4: found})
+    work = Member("work", ("web",), observe, dns_all, addresses=(ip_address("10.137.0.11"),), rules={4: found})
     return build(Config({}), library, (), [work])
 
 
@@ -53,7 +54,12 @@ class Net:
         self.dialled += addresses
         if DEAD in addresses:
             raise ConnectionRefusedError(111, "Connection refused")
-        return Stream.__new__(Stream)
+        stream = Stream.__new__(Stream)
+        stream.peer = str(addresses[0])
+        return stream
+
+    def may_look_up(self, *_: object, **__: object) -> bool:
+        return True
 
     def names(self, *_: object) -> tuple[Hostname, ...]:
         return self.told
@@ -65,15 +71,19 @@ class Net:
         return self.answer
 
 
-def connect(monkeypatch: pytest.MonkeyPatch, own: Policy, net: Net, name: Hostname) -> Verdict:
+def asked(name: Hostname, port: int = 443) -> Flow:
+    return Flow("work", Protocol.CONNECT, None, port, name, NameSource.CONNECT)
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, own: Policy, net: Net, to: Hostname | Flow) -> Verdict:
     """The verdict at the end of the connection's attempt to reach a server."""
     monkeypatch.setattr(module, "dial", net.dial)
     poller = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0))
-    shared: Any = SimpleNamespace(policy=own, pins=net, resolver=net, poller=poller)
+    shared: Any = SimpleNamespace(policy=own, pins=net, resolver=net, poller=poller, may_look_up=net.may_look_up)
     client: Any = None
     ends = Ends("work", "10.137.0.11", AIMED, str(AIMED), 443)
     made = Connection(client, ends, shared, lambda _: True, lambda _: None)
-    verdict, server = asyncio.run(made.connect(flow(name)))
+    verdict, server, _ = asyncio.run(module.reach(made, to if isinstance(to, Flow) else flow(to)))
     assert (server is None) == (isinstance(verdict, Deny) and not verdict.observed)
     return verdict
 
@@ -138,6 +148,69 @@ def test_a_family_without_rules_is_not_dialled_for_a_client_that_has_some(monkey
     net = Net(answer=(SIX,))
     assert connect(monkeypatch, policy(), net, WEB).reason is Reason.PRIVATE_ADDRESS
     assert net.dialled == []
+
+
+PRIVATE = ip_address("10.1.2.3")
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "answer", "verdict", "dialled"),
+    [
+        pytest.param(policy(), WEB, (REAL,), Reason.DOMAIN, [REAL], id="a granted name"),
+        pytest.param(policy(), OTHER, (REAL,), Reason.NO_MATCH, [], id="a name that nothing grants is not looked up"),
+        pytest.param(
+            policy(dns_all=True),
+            OTHER,
+            (DEAD, GRANTED),
+            Reason.NETWORK,
+            [GRANTED],
+            id="an address of it that is granted",
+        ),
+        pytest.param(policy(dns_all=True), OTHER, (DEAD,), Reason.NO_MATCH, [], id="no address of it that is granted"),
+        pytest.param(policy(), WEB, (PRIVATE,), Reason.PRIVATE_ADDRESS, [], id="a granted name at a private address"),
+        pytest.param(
+            policy(dns_all=True), WEB, (PRIVATE,), Reason.PRIVATE_ADDRESS, [], id="the same where all names resolve"
+        ),
+        pytest.param(policy(B), DROPPED, (REAL,), Reason.QUBES_RULE, [], id="a name that a Qubes rule drops"),
+        pytest.param(
+            policy("action=drop dst4=192.0.9.0/24"), WEB, (REAL,), Reason.QUBES_RULE, [], id="its address is dropped"
+        ),
+        pytest.param(
+            policy("action=accept dst4=192.0.9.9", dns_all=True),
+            OTHER,
+            (AIMED, DEAD),
+            Reason.UNREACHABLE,
+            [DEAD],
+            id="an address of it that a Qubes rule accepts",
+        ),
+        pytest.param(policy(observe=True), OTHER, (AIMED,), Reason.NO_MATCH, [AIMED], id="observed: any address of it"),
+        pytest.param(
+            policy(observe=True),
+            OTHER,
+            (ip_address("127.0.0.1"),),
+            Reason.INTERNAL_ADDRESS,
+            [],
+            id="observed: not an internal address",
+        ),
+    ],
+)
+def test_where_a_name_is_asked_for_leads(
+    monkeypatch: pytest.MonkeyPatch,
+    own: Policy,
+    name: Hostname,
+    answer: tuple[IPAddress, ...],
+    verdict: Reason,
+    dialled: list[IPAddress],
+) -> None:
+    net = Net(answer=answer)
+    monkeypatch.setattr(module, "dial", net.dial)
+    poller = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0))
+    shared: Any = SimpleNamespace(policy=own, pins=net, resolver=net, poller=poller, may_look_up=net.may_look_up)
+    client: Any = None
+    made = Connection(client, Ends("work", "10.137.0.11", None, "", 3128), shared, lambda _: True, lambda _: None)
+    reached = asyncio.run(module.reach(made, asked(name)))
+    assert (reached.verdict.reason, net.dialled) == (verdict, dialled)
+    assert reached.to == (dialled[0] if reached.server is not None else None)
 
 
 def entry(name: Hostname, reached: IPAddress, by_name: bool) -> Entry:

@@ -13,15 +13,20 @@ from proxyfw.core.profile import link, parse_profile
 from proxyfw.edge.conntrack import Tracked
 from proxyfw.enforce import permitted
 
-CONFIG = "clients: {work: {profiles: [p], address: 10.137.0.11}, seen: {mode: observe, address: 10.137.0.12}}\n"
+CONFIG = """\
+clients:
+  work: {profiles: [p], address: 10.137.0.11}
+  seen: {mode: observe, address: 10.137.0.12}
+  away: {profiles: [p], address: 10.137.0.13, upstream_proxy: "socks5://10.137.0.5:9050"}
+"""
 PROFILE = 'domains: [github.com, "time.example:123/udp"]\nnetworks: ["203.0.113.0/24"]\n'
 RULES = ["action=drop dst4=203.0.113.7/32", "action=accept dst4=192.0.2.0/24 proto=tcp", "action=accept proto=icmp"]
 TOLD = {"198.51.100.1": "time.example", "198.51.100.2": "github.com"}
 
 
 def policy() -> Policy:
-    entries = {"/connected-ips": b"10.137.0.11 10.137.0.12"}
-    for address, rules in (("10.137.0.11", RULES), ("10.137.0.12", RULES[:1])):
+    entries = {"/connected-ips": b"10.137.0.11 10.137.0.12 10.137.0.13"}
+    for address, rules in (("10.137.0.11", RULES), ("10.137.0.12", RULES[:1]), ("10.137.0.13", RULES)):
         entries |= {f"/qubes-firewall/{address}": b"", f"/qubes-firewall/{address}/policy": b"drop"}
         entries |= {f"/qubes-firewall/{address}/{n:04}": rule.encode() for n, rule in enumerate(rules)}
     profile, config = parse_profile("p", "p.yaml", PROFILE)[0], parse_config("proxyfw.yaml", CONFIG)[0]
@@ -54,6 +59,8 @@ class Pins:
         pytest.param("10.137.0.11", "tcp", "198.51.100.2", 443, False, id="TCP by a name belongs to the proxy"),
         pytest.param("10.137.0.12", "udp", "198.51.100.9", 99, True, id="observe mode lets it through"),
         pytest.param("10.137.0.12", "udp", "203.0.113.7", 99, False, id="but not past a rule"),
+        pytest.param("10.137.0.13", "tcp", "192.0.2.1", 22, False, id="past an upstream proxy, by a rule"),
+        pytest.param("10.137.0.13", "tcp", "203.0.113.1", 22, False, id="past an upstream proxy, by a network"),
         pytest.param("10.137.0.99", "tcp", "192.0.2.1", 22, False, id="of nobody"),
     ],
 )

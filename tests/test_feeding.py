@@ -6,6 +6,7 @@ import asyncio
 import json
 import selectors
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from proxyfw.core.netlink import attributes
 from proxyfw.core.nftbatch import Change
 from proxyfw.core.problem import Where
 from proxyfw.core.ruleset import feed_set
+from proxyfw.core.upstreamproxy import parse_upstream_proxy
 from proxyfw.edge import feedprocess
 from proxyfw.edge.feedcache import Cached, CacheError, FeedCache
 from proxyfw.edge.feedprocess import Changed, Failed, Same
@@ -866,5 +868,41 @@ def test_what_a_list_says_survives_on_the_disk_as_it_is(play: Play) -> None:
             "checked": START,
             "networks": [FOUR, SIX],
         }
+
+    play(story)
+
+
+# Through another proxy
+
+
+PROXY = parse_upstream_proxy("socks5://me:pass@127.0.0.1:9050")
+TOLD = ["socks5", "127.0.0.1", 9050, "me", "pass"]
+NOT_RUN = "not run, as it would not leave through the upstream proxy"
+
+
+def test_a_list_is_asked_for_through_the_proxy_and_at_once_where_that_is_new(play: Play) -> None:
+    async def story(world: World) -> None:
+        world.replies[ONE.url] = changed(FOUR)
+        await world.want(feed())
+        await world.want(replace(feed(), through=PROXY))
+        await world.want(replace(feed(), through=PROXY))
+        await world.want(feed())
+        assert [request["through"] for _, request in world.asked] == [None, TOLD, None]
+        assert not any("pass" in said for said in world.said)
+
+    play(story)
+
+
+def test_a_python_feed_is_not_run_where_all_leaves_through_a_proxy(play: Play) -> None:
+    async def story(world: World) -> None:
+        world.replies["/feeds/ours.py"] = changed(FOUR)
+        await world.want(replace(feed(PYTHON), through=PROXY))
+        await world.keeper.refresh(accept=False)
+        assert world.asked == []
+        assert world.status(PYTHON)["error"] == NOT_RUN
+        assert world.said == [f"feed feeds/ours.py: {NOT_RUN}; nothing is granted by it"]
+        await world.want(feed(PYTHON))
+        assert len(world.asked) == 1
+        assert world.status(PYTHON)["error"] == ""
 
     play(story)

@@ -16,6 +16,7 @@ STATUS: dict[str, Any] = {
     "reload_failed": [],
     "notes": [],
     "resolvers": ["10.139.1.1", "10.139.1.2"],
+    "explicit": "port 3128 of this netvm",
     "relay": {
         "queries": 20,
         "cached": 9,
@@ -51,6 +52,7 @@ STATUS: dict[str, Any] = {
             "rules": 3,
             "addresses": ["10.137.0.11"],
             "profiles": ["a", "b"],
+            "upstream_proxy": "",
         },
         {
             "name": "study-long",
@@ -62,6 +64,7 @@ STATUS: dict[str, Any] = {
             "rules": 0,
             "addresses": [],
             "profiles": [],
+            "upstream_proxy": "socks5://10.137.0.5:9050",
         },
     ],
 }
@@ -72,12 +75,14 @@ def test_status() -> None:
         "proxyfw 0.1.0, running for 3 h, pid 77",
         "configuration: /etc/proxyfw/proxyfw.yaml",
         "resolvers: 10.139.1.1, 10.139.1.2",
+        "explicit proxy: port 3128 of this netvm",
         "relay: 20 queries: 9 answered from the cache, 4 looked up, 7 refused",
         "log: /var/lib/proxyfw/log.sqlite, 12 rows written since the start, 0 lost",
         "connections accepted since the start: 9",
         "client      mode     dns      open  pins  look-ups  rules  address      profiles",
         "work        enforce  profile  3     5     4         3      10.137.0.11  a b",
         "study-long  observe  all      0     0     0         0      -            -",
+        "study-long leaves through socks5://10.137.0.5:9050",
     ]
 
 
@@ -103,7 +108,7 @@ def test_status_says_what_is_wrong() -> None:
         "the latest reload was NOT taken; the last good policy is in force:",
         "  p.yaml:3: error: x",
     ]
-    assert lines[6:9] == [
+    assert lines[7:10] == [
         "log: /var/lib/proxyfw/log.sqlite, 12 rows written since the start, 4 lost",
         "  the log cannot be written: disk full",
         "  refused packets not logged, as there were too many: 5 (and 1 overruns of the kernel's buffer)",
@@ -113,7 +118,7 @@ def test_status_says_what_is_wrong() -> None:
 def test_status_says_what_the_relay_could_not_do() -> None:
     relay = STATUS["relay"] | {"limited": 1, "failed": 2, "unreadable": 3, "not_logged": 4, "dropped": 5}
     relay["pins_not_kept"] = "pins.sqlite: disk full"
-    assert status_report(STATUS | {"relay": relay}, now=1000.0)[4:10] == [
+    assert status_report(STATUS | {"relay": relay}, now=1000.0)[5:11] == [
         "  queries refused, as their client had too many names looked up: 1",
         "  packets dropped, as their client sent too many: 5",
         "  look-ups that no resolver answered: 2",
@@ -178,7 +183,7 @@ def test_a_feed(changes: dict[str, Any], line: str) -> None:
 
 def test_feeds_of_status_stand_before_the_clients() -> None:
     lines = status_report(STATUS | {"feeds": [FEED]}, now=NOW)
-    assert lines[6:9] == [
+    assert lines[7:10] == [
         HEADER,
         "https://api.github.com/meta git  44        3 h ago  in 21 h  github work  good",
         "client      mode     dns      open  pins  look-ups  rules  address      profiles",
@@ -187,7 +192,7 @@ def test_feeds_of_status_stand_before_the_clients() -> None:
 
 def test_that_feeds_are_off_is_said() -> None:
     lines = status_report(STATUS | {"feeds_on": False}, now=NOW)
-    assert lines[6] == "feeds: off: no list is fetched, and none grants anything"
+    assert lines[7] == "feeds: off: no list is fetched, and none grants anything"
 
 
 def test_without_feeds_there_is_no_line_for_them() -> None:

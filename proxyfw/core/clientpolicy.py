@@ -10,6 +10,7 @@ from proxyfw.core.networks import NetworkTable
 from proxyfw.core.pattern import Index
 from proxyfw.core.profile import Library, NetworkGrant
 from proxyfw.core.qubes_rules import RuleSet
+from proxyfw.core.upstreamproxy import UpstreamProxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class ClientPolicy:
     exact: bool = False
     """Not listed: it gets what its Qubes firewall rules say, the closing one included, and nothing else."""
     profiles: tuple[str, ...] = ()
+    upstream_proxy: UpstreamProxy | None = None
+    """By which all that it reaches is reached: the kernel forwards nothing of it, and no query of it leaves."""
 
     def rules_for(self, destination: IPAddress | None) -> RuleSet | None:
         """The rules that judge a flow; where only a name is known, those of either version (a name is in both)."""

@@ -8,6 +8,7 @@ from proxyfw.core.config import Client, Config, parse_address
 from proxyfw.core.netvm import Netvm, Qube, World
 from proxyfw.core.profile import ALLOWED
 from proxyfw.core.qubes_rules import RuleSet
+from proxyfw.core.upstreamproxy import UpstreamProxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Member:
     """A client with the addresses that it has just now; none: it stays refused.
 
     `rules`: its Qubes firewall rules, by IP version; none outside Qubes OS. `exact`: it is not listed, and gets exactly
-    what those rules say (`unlisted: qubes`).
+    what those rules say (`unlisted: qubes`). `upstream_proxy`: by which it leaves; None: by none.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Member:
     addresses: tuple[IPAddress, ...] = ()
     rules: Mapping[int, RuleSet] = field(default_factory=dict)
     exact: bool = False
+    upstream_proxy: UpstreamProxy | None = None
 
 
 def members(config: Config, profiles: Collection[str], world: World) -> tuple[list[Member], list[str]]:
@@ -91,9 +93,19 @@ class _Finder:
                 profiles=tuple(dict.fromkeys(profiles)),
                 observe=bool(decisive) and all(entry.observe for entry in decisive),
                 dns_all=bool(decisive) and all(entry.dns_all for entry in decisive),
+                upstream_proxy=self._upstream_proxy(name, entries),
             ),
             [each for each in self._addresses(name, qube) if self._undisputed(name, each)],
         )
+
+    def _upstream_proxy(self, name: str, entries: Iterable[Client]) -> UpstreamProxy | None:
+        """Its own, else that of a tag, else everybody's: one that is written anywhere is never done without."""
+        given = list(dict.fromkeys(entry.upstream_proxy for entry in entries if entry.upstream_proxy is not None))
+        own = self._config.clients.get(name)
+        if len(given) > 1 and (own is None or own.upstream_proxy is None):
+            told = " and ".join(map(str, given))
+            self._notes.append(f'"{name}": its tags have several upstream proxies, {told}: it leaves by the first')
+        return given[0] if given else self._config.upstream_proxy
 
     def _undisputed(self, name: str, address: IPAddress) -> bool:
         """Whether nothing that dom0 tells speaks against it that this client has this address."""
@@ -153,7 +165,11 @@ class _Finder:
                 )
                 continue
             names.setdefault(owner.name if owner is not None and known else str(address), []).append(address)
-        return [self._located(Member(name=name, exact=True), addresses) for name, addresses in names.items()]
+        proxy = self._config.upstream_proxy
+        return [
+            self._located(Member(name=name, exact=True, upstream_proxy=proxy), addresses)
+            for name, addresses in names.items()
+        ]
 
     def _is_listed(self, qube: Qube) -> bool:
         """Whether anything says what this qube may do, under its name, a tag or one of its addresses."""

@@ -10,14 +10,24 @@ from yaml.nodes import MappingNode, Node
 from proxyfw.core.address import IPAddress
 from proxyfw.core.duration import DURATION_FIX, parse_duration
 from proxyfw.core.problem import Problem, Where
+from proxyfw.core.qubes_rules import DNS_PORT
+from proxyfw.core.upstreamproxy import UpstreamProxy, UpstreamProxyError, parse_upstream_proxy
 from proxyfw.core.yamltext import Document, Text, suggestion
 
-_LATER = {
-    "explicit": "remove the line",
-    "upstream_proxy": "remove the line",
-}
-_KEYS = ("clients", "clients_file", "unlisted", "profiles", "feeds", "dns", "log", "downstream_group", "state_dir")
-_CLIENT_KEYS = ("profiles", "mode", "address", "dns")
+_KEYS = (
+    "clients",
+    "clients_file",
+    "unlisted",
+    "profiles",
+    "feeds",
+    "dns",
+    "explicit",
+    "upstream_proxy",
+    "log",
+    "downstream_group",
+    "state_dir",
+)
+_CLIENT_KEYS = ("profiles", "mode", "address", "dns", "upstream_proxy")
 
 TAG = "tag:"
 """How a client begins that stands for every attached qube with a Qubes tag."""
@@ -28,15 +38,18 @@ NAME_FIX = "write a letter, then letters, digits, -, _ and ., at most 31 charact
 _SIZE = re.compile(r"([1-9][0-9]{0,5})([kMG]B|[KMG]iB)")
 _BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _MIN_LOG = 2**20
+MAX_PORT = 65535
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
 _GROUP = re.compile(r"0|[1-9][0-9]{0,9}")
-_RESOLVER = re.compile(r"([0-9.]+|\[[0-9A-Fa-f:.]+\])(?::([1-9][0-9]{0,4}))?")
+_ADDRESS_PORT = re.compile(r"([0-9.]+|\[[0-9A-Fa-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
     """One qube. `profiles_where`: the line of each.
 
-    `observe`: what would be refused is logged, and let through. `dns_all`: every name resolves.
+    `observe`: what would be refused is logged, and let through. `dns_all`: every name resolves. `upstream_proxy`: its
+    own, in place of everybody's; None: it has none of its own.
     """
 
     name: str
@@ -46,6 +59,7 @@ class Client:
     addresses: tuple[IPAddress, ...]
     where: Where
     dns_all: bool = False
+    upstream_proxy: UpstreamProxy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +69,9 @@ class Config:
     `clients_file`: a path, from the folder of this file on. `clients` and, by Qubes tag, `tags` in the order written.
     `unlisted_qubes`: whoever is attached and not listed gets what sys-firewall would give. `feeds`: lists are
     fetched; else no feed grants anything. `upstream`: resolvers with their ports; empty: those of resolv.conf.
+    `explicit_port`: where clients that ask for a proxy find one, at any address of the netvm; 0: nowhere. `listen`: the
+    same without a netvm, at this address and port; then nothing else is done, and nothing is forwarded.
+    `upstream_proxy`: by which every client leaves that has no other, and by which lists are fetched; None: by none.
     `log_keep` in seconds, `log_max_size` in bytes. `downstream_group`: the interface group of the client side.
     """
 
@@ -65,6 +82,9 @@ class Config:
     profile_folders: tuple[str, ...] = ()
     feeds: bool = True
     upstream: tuple[tuple[IPAddress, int], ...] = ()
+    explicit_port: int = 0
+    listen: tuple[IPAddress, int] | None = None
+    upstream_proxy: UpstreamProxy | None = None
     log_keep: int = 30 * 86400
     log_max_size: int = 512 * 2**20
     downstream_group: int = 2
@@ -74,10 +94,11 @@ class Config:
 def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     """The configuration (None where there is an error), and all errors and warnings."""
     document = Document(file, text)
-    fields = document.fields(document.root, _KEYS, _LATER)
+    fields = document.fields(document.root, _KEYS)
     defaults = Config({})
     log = document.fields(fields.get("log"), ("keep", "max_size"))
-    clients = _clients(document, fields.get("clients"))
+    explicit_port, listen = _explicit(document, fields.get("explicit"))
+    clients = _clients(document, fields.get("clients"), listen is not None)
     config = Config(
         clients={name: client for name, client in clients.items() if not name.startswith(TAG)},
         clients_file=_text(document, fields.get("clients_file")),
@@ -88,6 +109,9 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
         ),
         feeds=not _chosen(document, fields.get("feeds"), "feeds", ("on", "off")),
         upstream=_upstream(document, fields.get("dns")),
+        explicit_port=explicit_port,
+        listen=listen,
+        upstream_proxy=_upstream_proxy(document, fields.get("upstream_proxy")),
         log_keep=_number(document, log.get("keep"), _duration, defaults.log_keep),
         log_max_size=_number(document, log.get("max_size"), _size, defaults.log_max_size),
         downstream_group=_number(document, fields.get("downstream_group"), _group, defaults.downstream_group),
@@ -104,8 +128,15 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
 def parse_state_dir(file: str, text: str) -> str:
     """The state folder, whatever else is wrong with the text; the default where it cannot be told."""
     document = Document(file, text)
-    fields = document.fields(document.root, _KEYS, _LATER)
+    fields = document.fields(document.root, _KEYS)
     return _state_dir(document, fields.get("state_dir"), Config({}).state_dir)
+
+
+def is_for_listen(text: str) -> bool:
+    """Whether `explicit: listen:` is given, whatever else is wrong with the text: then there is no netvm to close."""
+    document = Document("", text)
+    fields = document.fields(document.root, _KEYS)
+    return _explicit(document, fields.get("explicit"))[1] is not None
 
 
 def check_profiles(config: Config, library_names: Collection[str]) -> list[Problem]:
@@ -148,7 +179,8 @@ def parse_address(text: str) -> IPAddress | None:
         return None
 
 
-def _clients(document: Document, node: Node | None) -> dict[str, Client]:
+def _clients(document: Document, node: Node | None, local: bool) -> dict[str, Client]:
+    """`local`: programs of this machine may be clients."""
     clients: dict[str, Client] = {}
     owners: dict[IPAddress, tuple[str, Where]] = {}
     for key, value in document.entries(node):
@@ -157,15 +189,17 @@ def _clients(document: Document, node: Node | None) -> dict[str, Client]:
                 fix = "write a letter, then letters, digits, - and _, as in tag:research"
                 document.error(key.where, f'"{key.value}" is not a Qubes tag', fix)
             else:
-                clients[key.value] = _client(document, key, value, owners)
+                clients[key.value] = _client(document, key, value, owners, local)
         elif not is_qube_name(key.value):
             document.error(key.where, f'"{key.value}" is not the name of a qube', NAME_FIX)
         else:
-            clients[key.value] = _client(document, key, value, owners)
+            clients[key.value] = _client(document, key, value, owners, local)
     return clients
 
 
-def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, tuple[str, Where]]) -> Client:
+def _client(
+    document: Document, key: Text, node: Node, owners: dict[IPAddress, tuple[str, Where]], local: bool
+) -> Client:
     """Both forms: a list of profiles, or a mapping. `owners`: the addresses of the clients so far; added to."""
     fields = {"profiles": node}
     if isinstance(node, MappingNode):
@@ -173,7 +207,7 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
     profiles = document.texts(fields.get("profiles"))
     addresses = []
     for text in document.texts(fields.get("address"), one=True):
-        address = _client_address(document, text)
+        address = _client_address(document, text, local)
         if address is None:
             continue
         if address in owners:
@@ -193,10 +227,11 @@ def _client(document: Document, key: Text, node: Node, owners: dict[IPAddress, t
         addresses=tuple(addresses),
         where=key.where,
         dns_all=_chosen(document, fields.get("dns"), "dns", ("profile", "all")),
+        upstream_proxy=_upstream_proxy(document, fields.get("upstream_proxy")),
     )
 
 
-def _client_address(document: Document, text: Text) -> IPAddress | None:
+def _client_address(document: Document, text: Text, local: bool) -> IPAddress | None:
     address = parse_address(text.value)
     if address is None:
         document.error(text.where, f'"{text.value}" is not an address', "write it as in 10.137.0.12 or fd09::12")
@@ -205,7 +240,7 @@ def _client_address(document: Document, text: Text) -> IPAddress | None:
         document.error(text.where, f'"{text.value}" is an IPv4 address in IPv6', f"write {address.ipv4_mapped}")
         return None
     for kind in ("loopback", "multicast", "unspecified", "link_local"):
-        if getattr(address, f"is_{kind}"):
+        if getattr(address, f"is_{kind}") and not (local and address.is_loopback):
             message = f'"{text.value}" is {kind.replace("_", "-")}, not a qube\'s address'
             document.error(text.where, message, "write the qube's own address, as dom0 shows it")
             return None
@@ -231,15 +266,51 @@ def _upstream(document: Document, node: Node | None) -> tuple[tuple[IPAddress, i
 
 
 def _server(document: Document, text: Text) -> tuple[IPAddress, int] | None:
-    # A bare IPv6 address has no port; every other form is split at its last colon.
-    match = _RESOLVER.fullmatch(text.value)
-    address = parse_address(match[1].strip("[]") if match else text.value)
-    port = int(match[2]) if match and match[2] else 53
-    if address is None or port > 65535 or address.is_multicast or address.is_unspecified:
+    found = _with_port(text.value, DNS_PORT)
+    if found is None or found[0].is_multicast or found[0].is_unspecified:
         fix = "write it as in 10.139.1.1, 10.139.1.1:5353 or [2001:db8::53]:53"
         document.error(text.where, f'"{text.value}" is not a DNS server\'s address', fix)
         return None
-    return address, port
+    return found
+
+
+def _with_port(text: str, default: int) -> tuple[IPAddress, int] | None:
+    """An address with or without a port. A bare IPv6 address has none; every other form is split at its last colon."""
+    match = _ADDRESS_PORT.fullmatch(text)
+    address = parse_address(match[1].strip("[]") if match else text)
+    port = int(match[2]) if match and match[2] else default
+    return None if address is None or port > MAX_PORT else (address, port)
+
+
+def _explicit(document: Document, node: Node | None) -> tuple[int, tuple[IPAddress, int] | None]:
+    """The port on a netvm (0: none), and where to listen without one (None: nowhere); one of them, if any."""
+    if node is None:
+        return 0, None
+    fields = document.fields(node, ("port", "listen"))
+    if len(fields) != 1:
+        fix = "write {port: 3128} on a netvm, or {listen: 127.0.0.1:3128} for programs of this machine"
+        document.error(document.where(node), "explicit: takes either port or listen", fix)
+        return 0, None
+    port = _number(document, fields.get("port"), _port, 0)
+    text = document.text(fields.get("listen"))
+    if text is None:
+        return port, None
+    found = _with_port(text.value, 0)
+    if found is None or not found[1] or found[0].is_multicast:
+        fix = "write it as in 127.0.0.1:3128 or [::1]:3128"
+        document.error(text.where, f'"{text.value}" is not an address with a port', fix)
+        return 0, None
+    return 0, found
+
+
+def _upstream_proxy(document: Document, node: Node | None) -> UpstreamProxy | None:
+    text = document.text(node)
+    try:
+        return parse_upstream_proxy(text.value) if text is not None else None
+    except UpstreamProxyError as error:
+        assert text is not None
+        document.error(text.where, f"upstream_proxy: {error}", error.fix)
+        return None
 
 
 def _text(document: Document, node: Node | None) -> str:
@@ -291,6 +362,14 @@ def _size(text: str) -> int:
     if size < _MIN_LOG:
         raise _Unreadable("too small for a log", "write 1MiB or more")
     return size
+
+
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or int(text) > MAX_PORT:
+        raise _Unreadable("not a port", "write a number from 1 to 65535, as in 3128")
+    if int(text) == DNS_PORT:
+        raise _Unreadable("port 53 is the relay's", "write another, as in 3128")
+    return int(text)
 
 
 def _group(text: str) -> int:

@@ -6,6 +6,7 @@ HTTPS and SVCB records, so that clients name their host in the clear (RFC 9460, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,6 +21,8 @@ from dns.rdatatype import CNAME, DNAME, HTTPS, NSEC, NSEC3, RRSIG, SOA, SVCB, A
 from dns.rdtypes.svcbbase import ParamKey
 
 from proxyfw.core.address import AddressKind, IPAddress, kind_of
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.upstreamproxy import MAPPED_TTL, mapped
 from proxyfw.core.verdict import Reason
 
 MAX_TTL = 3600  # seconds that a client is told to keep an answer; a pin lives as long
@@ -32,6 +35,7 @@ MAX_CHAIN = 16  # aliases between the name asked and its records
 # record of another class, which a stranger may have sent first.
 dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
 
+_REMEMBERED = 1024  # answers made up here
 _ADDRESSES = (A, dns.rdatatype.AAAA)
 _HINTS = (ParamKey.IPV4HINT, ParamKey.IPV6HINT)
 
@@ -110,6 +114,18 @@ def read(message: dns.message.Message, rdtype: int, dnssec_ok: bool) -> Answer:
         size=64 + sum(_size(rrset) for rrset in (*answer, *authority)),
         cost=len(message.wire or b""),
     )
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def of_mapped(name: Hostname, rdtype: int) -> Answer:
+    """What a client with an upstream proxy is told, which nobody was asked for: the mapped address of the name, and no
+    record of any other type (NODATA; RFC 2308 section 2.2 has it without an SOA, so that nobody remembers it).
+    """
+    if rdtype != A:
+        return Answer(Rcode.NOERROR)
+    address = mapped(name)
+    told = dns.rrset.from_text(dns.name.from_text(name), MAPPED_TTL, "IN", "A", str(address))
+    return Answer(Rcode.NOERROR, (told,), ttl=MAPPED_TTL, addresses=(address,), size=64 + _size(told))
 
 
 def _internet(section: list[dns.rrset.RRset]) -> list[dns.rrset.RRset]:

@@ -13,6 +13,7 @@ from proxyfw.core.feedformats import Format, selector_problem
 from proxyfw.core.hostname import HostnameError, normalise
 from proxyfw.core.pattern import Port, PortError, parse_port
 from proxyfw.core.problem import Where
+from proxyfw.core.upstreamproxy import UpstreamProxy
 from proxyfw.core.yamltext import Document, Text
 
 _KEYS = ("url", "format", "select", "python", "ports", "every")
@@ -47,13 +48,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """One entry of a profile's `feeds`. `ports` empty: every port and every protocol. `every`: seconds."""
+    """One entry of a profile's `feeds`. `ports` empty: every port and every protocol. `every`: seconds.
+
+    `through`: by which proxy the list is fetched, as the policy knows it; None: by none.
+    """
 
     source: Source
     ports: tuple[Port, ...]
     every: int
     where: Where
     profile: str
+    through: UpstreamProxy | None = None
 
     @property
     def text(self) -> str:

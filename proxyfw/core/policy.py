@@ -9,26 +9,29 @@ from proxyfw.core.address import AddressKind, IPAddress, kind_of
 from proxyfw.core.addresslist import AddressList
 from proxyfw.core.clientpolicy import ClientPolicy, lists_of, of_profiles
 from proxyfw.core.clients import Member, members
+from proxyfw.core.clientverdict import closed, closing, decide_query, other_ports, rule_of, stands_for_name, unnamed
 from proxyfw.core.config import Config
 from proxyfw.core.feed import Feed, Source
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.netvm import World
-from proxyfw.core.pattern import Pattern
-from proxyfw.core.profile import Library, NetworkGrant
+from proxyfw.core.profile import Library
 from proxyfw.core.qubes_rules import DNS_PORT, Action, Attempt, Rule
+from proxyfw.core.upstreamproxy import UpstreamProxy, is_mapped
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
 
 QUIC_PORT = 443
 
-CANARIES = frozenset({"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com", "resolver.arpa"})
-"""Names by which clients ask whether to use another resolver than the one they were given, and what is below them:
-DNS over HTTPS in Firefox, iCloud Private Relay, and the discovery of designated resolvers (RFC 9462 section 4)."""
+ASKED = frozenset({NameSource.SOCKS, NameSource.CONNECT})
+"""Where the name was asked for, of a connection that is to be made. What is spoken on it then must name a host too, as
+on any connection, unless a pattern names the port."""
 
 _REMEMBERED = 2048  # verdicts kept; a policy never changes its mind
 _SHOWN = 4  # addresses of a name, in a detail
 
-_BELOW_CANARIES = tuple(f".{canary}" for canary in CANARIES)
+_NEVER_LIFTED = (Reason.INTERNAL_ADDRESS, Reason.CANARY, Reason.QUBES_RULE, Reason.UNSUPPORTED)
+_ONLY_TCP = Deny(Reason.UNSUPPORTED, detail="only TCP leaves through the upstream proxy")
+_NAMELESS = Deny(Reason.NO_NAME, detail="the address stands for a name, and it is not known which")
 
 
 class Policy:
@@ -36,6 +39,10 @@ class Policy:
 
     `upstream`: the resolvers, address and port. The netvm's own addresses are not here, as they change without notice:
     the packet layer refuses them (fib), and so does `edge.dial`. `client_dns`: the resolvers that Qubes tells clients.
+    `upstream_proxy`: by which lists are fetched; the clients have theirs with them.
+
+    Of a client with an upstream proxy, nothing leaves but TCP, through that proxy. Its rules, networks and feeds are
+    about the address that it aims at: what address a name has at the far end is not known here.
     """
 
     def __init__(
@@ -43,10 +50,12 @@ class Policy:
         clients: Iterable[ClientPolicy],
         upstream: tuple[tuple[IPAddress, int], ...],
         client_dns: tuple[IPAddress, ...] = (),
+        upstream_proxy: UpstreamProxy | None = None,
     ) -> None:
         self.clients: Mapping[str, ClientPolicy] = {client.name: client for client in clients}
         self.upstream = upstream
         self.client_dns = client_dns
+        self.upstream_proxy = upstream_proxy
         self.resolvers = frozenset({*client_dns, *(address for address, _ in upstream)})
         """What `specialtarget=dns` of a Qubes firewall rule stands for."""
         self._places = {name: place for place, name in enumerate(self.clients)}
@@ -59,11 +68,12 @@ class Policy:
     def with_lists(self, lists: Mapping[Source, AddressList]) -> "Policy":
         """The same policy, where the feeds hold this."""
         clients = [replace(client, lists=lists_of(client.feeds, lists)) for client in self.clients.values()]
-        return Policy(clients, self.upstream, self.client_dns)
+        return Policy(clients, self.upstream, self.client_dns, self.upstream_proxy)
 
     def feeds(self) -> list[Feed]:
-        """The feeds of all clients."""
-        return list({feed: None for client in self.clients.values() for feed in client.feeds})
+        """The feeds of all clients, and through what to fetch them."""
+        feeds = {feed: None for client in self.clients.values() for feed in client.feeds}
+        return [replace(feed, through=self.upstream_proxy) for feed in feeds] if self.upstream_proxy else list(feeds)
 
     def client_at(self, address: str) -> str | None:
         """The client with this source address. On Qubes a source address cannot be spoofed between clients."""
@@ -82,7 +92,7 @@ class Policy:
         if client is None:
             return Deny(Reason.UNKNOWN_CLIENT)
         verdict = self._decide(client, flow)
-        if isinstance(verdict, Allow) or is_quic(flow.protocol.transport, flow.port):
+        if isinstance(verdict, Allow) or verdict == _NAMELESS or is_quic(flow.protocol.transport, flow.port):
             return verdict
         return self.observed(flow.client, verdict)
 
@@ -90,11 +100,9 @@ class Policy:
         """The refusal as this client's mode has it. Rule 1 is the netvm's own safety: observe mode does not lift it.
 
         Nor does it let a client leave for another resolver, where its names would not be seen, or past the Qubes
-        firewall, which knows no such mode.
+        firewall, which knows no such mode, or by anything but TCP where it has an upstream proxy.
         """
-        if self.observes(client) and deny.reason not in (Reason.INTERNAL_ADDRESS, Reason.CANARY, Reason.QUBES_RULE):
-            return replace(deny, observed=True)
-        return deny
+        return replace(deny, observed=True) if deny.reason not in _NEVER_LIFTED and self.observes(client) else deny
 
     def observes(self, client: str) -> bool:
         """Whether the client is in observe mode: its refusals are recorded and let through."""
@@ -102,30 +110,43 @@ class Policy:
 
     def _decide(self, client: ClientPolicy, flow: Flow) -> Verdict:
         transport, destination = flow.protocol.transport, flow.destination
-        closed = _closed(client, destination)
-        if closed is not None:
-            return closed
+        shut = closed(client, destination)
+        if shut is not None:
+            return shut
         if flow.protocol is Protocol.DNS:
-            return _decide_query(client, flow)
+            return decide_query(client, flow)
         if self._is_for_relay(client, flow):
             return self._decide_dns_packet(client, flow)
+        denied = self._cannot_leave(flow) if client.upstream_proxy is not None else None
+        if denied is not None:
+            return denied
         by_rule = self._decide_by_rules(client, flow)
         if destination is not None and self.is_internal(destination):
             rules = client.rules_for(destination)
             named = rules is not None and destination in rules.named()
             return by_rule if named and by_rule is not None else Deny(Reason.INTERNAL_ADDRESS)
         if by_rule is None and client.exact:
-            by_rule = _closing(client, destination)
+            by_rule = closing(client, destination)
         if by_rule is not None:
             return by_rule
-        if destination is not None:
+        if destination is not None and not stands_for_name(client, destination):
             grant = client.networks.find(destination, transport, flow.port)
             if grant is not None:
-                return Allow(Reason.NETWORK, _rule(grant), str(grant.where))
+                return Allow(Reason.NETWORK, rule_of(grant), str(grant.where))
             feed = client.find_feed(destination, transport, flow.port)
             if feed is not None:
-                return Allow(Reason.FEED, _rule(feed), str(feed.where))
+                return Allow(Reason.FEED, rule_of(feed), str(feed.where))
         return self._decide_by_name(client, flow)
+
+    def _cannot_leave(self, flow: Flow) -> Deny | None:
+        """Why its upstream proxy cannot be asked for it. What is internal is here, not there, whatever rule names it;
+        and a mapped address is nothing without its name.
+        """
+        if flow.destination is not None and self.is_internal(flow.destination):
+            return Deny(Reason.INTERNAL_ADDRESS)
+        if flow.protocol.transport != "tcp":
+            return _ONLY_TCP
+        return _NAMELESS if flow.name is None and is_mapped(flow.destination) else None
 
     def _decide_by_name(self, client: ClientPolicy, flow: Flow) -> Verdict:
         transport = flow.protocol.transport
@@ -135,11 +156,14 @@ class Policy:
             return self._decide_pinned(client, flow, flow.name)
         if flow.name is None or transport != "tcp":  # no name is read from anything but TCP in this version
             return Deny(Reason.NO_NAME)
+        inside = flow.name_source in ASKED and flow.protocol not in (Protocol.SOCKS, Protocol.CONNECT)
+        if inside and client.by_pin.find(flow.name, transport, flow.port) is None:
+            return unnamed(client, flow, flow.name)
         pattern = client.patterns.find(flow.name, transport, flow.port)
         if pattern is not None:
             private = pattern.profile in client.private
-            return Allow(Reason.DOMAIN, _rule(pattern), str(pattern.where), private, by_name=True)
-        return Deny(Reason.NO_MATCH, detail=_other_ports(client, flow.name))
+            return Allow(Reason.DOMAIN, rule_of(pattern), str(pattern.where), private, by_name=True)
+        return Deny(Reason.NO_MATCH, detail=other_ports(client, flow.name))
 
     def _decide_by_rules(self, client: ClientPolicy, flow: Flow) -> Verdict | None:
         """What the client's Qubes firewall rules say, less the closing one; None: none of them matches."""
@@ -162,7 +186,8 @@ class Policy:
         rules, to = client.rules_for(flow.destination), flow.destination
         neighbour = to is not None and self.is_internal(to) and not self._is_for_relay(client, flow)
         attempt = Attempt(flow.destination, flow.protocol.transport, flow.port, names, flow.icmp_type)
-        reached = _says_name(flow) or self.in_reach(Allow(Reason.QUBES_RULE, private=client.exact), flow.destination)
+        grant = Allow(Reason.QUBES_RULE, private=client.exact)
+        reached = _says_name(flow) or stands_for_name(client, to) or self.in_reach(grant, to)
         for rule in rules.rules if rules is not None else ():
             if neighbour and rule.action is Action.ACCEPT and rule.single != to:
                 continue
@@ -184,10 +209,11 @@ class Policy:
         rules = client.rules_for(flow.destination)
         by_rule = self._decide_by_rules(client, flow._replace(name=None, broken=None))
         if by_rule is None and client.exact:
-            by_rule = _closing(client, flow.destination)
+            by_rule = closing(client, flow.destination)
         if isinstance(by_rule, Deny):
             return by_rule
-        if by_rule is not None and client.exact and rules is not None and not rules.hosts():
+        away = client.exact and client.upstream_proxy is None and rules is not None and not rules.hosts()
+        if by_rule is not None and away:
             return by_rule  # the netvm's own DNAT takes it to the resolver, as there is no name to pin
         return Allow(Reason.RELAY)
 
@@ -196,10 +222,9 @@ class Policy:
         transport = flow.protocol.transport
         pattern = client.by_pin.find(name, transport, flow.port)
         if pattern is None:
-            reason = Reason.NO_NAME if client.patterns.find(name, transport, flow.port) else Reason.NO_MATCH
-            return Deny(reason, detail=_other_ports(client, name))
-        allow = Allow(Reason.PIN, _rule(pattern), str(pattern.where), pattern.profile in client.private)
-        if not self.in_reach(allow, flow.destination):
+            return unnamed(client, flow, name)
+        allow = Allow(Reason.PIN, rule_of(pattern), str(pattern.where), pattern.profile in client.private)
+        if not stands_for_name(client, flow.destination) and not self.in_reach(allow, flow.destination):
             return Deny(Reason.PRIVATE_ADDRESS, allow.rule)
         return allow
 
@@ -237,21 +262,41 @@ class Policy:
         own = self.clients.get(client)
         if own is None:
             return False
-        return own.by_pin.covers(transport, port) or any(rules.rules or own.exact for rules in own.rules.values())
+        by_address = own.upstream_proxy is not None and bool(own.grants or own.feeds)  # else the kernel forwards that
+        by_rule = any(rules.rules or own.exact for rules in own.rules.values())
+        return by_address or by_rule or own.by_pin.covers(transport, port)
 
     def granted_udp(self, client: str, name: Hostname) -> list[int]:
-        """The UDP ports that patterns of this client name for this host name."""
-        ports = self.clients[client].by_pin.ports_of(name) if client in self.clients else ()
+        """The UDP ports that an answer for this host name opens to this client: those that its patterns name."""
+        own = self.clients.get(client)
+        ports = own.by_pin.ports_of(name) if own is not None and own.upstream_proxy is None else ()
         return [port.number for port in ports if port.transport == "udp"]
 
     def opens_by_pin(self, client: str, name: Hostname) -> bool:
         """Whether an answer for this name opens anything in the packet layer."""
-        return self.rules_ask_for(client, name) or bool(self.granted_udp(client, name))
+        by_rule = self.upstream_proxy_of(client) is None and self.rules_ask_for(client, name)
+        return by_rule or bool(self.granted_udp(client, name))
 
     def rules_ask_for(self, client: str, name: Hostname) -> bool:
         """Whether a Qubes firewall rule of this client is about this host name."""
         own = self.clients.get(client)
         return own is not None and any(name in rules.hosts() for rules in own.rules.values())
+
+    def upstream_proxy_of(self, client: str) -> UpstreamProxy | None:
+        """By which the client leaves; then the kernel forwards nothing of it, and the relay asks nobody for it."""
+        return self.clients[client].upstream_proxy if client in self.clients else None
+
+    def leaves_for(self, flow: Flow, names: Iterable[Hostname]) -> Hostname | IPAddress | None:
+        """What to ask the client's upstream proxy for, of a flow that is let through; None: nothing can be asked.
+
+        `names`: those pinned for its destination, the latest first. It is the flow's name where the verdict rests on
+        that; else what the client aims at, and so, of a mapped address, the name that it stands for.
+        """
+        verdict, aimed_at = self.decide(flow), flow.destination
+        by_name = isinstance(verdict, Allow) and (verdict.by_name or verdict.reason is Reason.PIN)
+        if by_name or aimed_at is None or (is_mapped(aimed_at) and flow.name_source is NameSource.PIN):
+            return flow.name
+        return next(iter(names), flow.name) if is_mapped(aimed_at) else aimed_at
 
     def may_resolve(self, client: str, name: Hostname) -> bool:
         """Whether the relay answers this client for this name."""
@@ -266,7 +311,9 @@ class Policy:
         return tuple(
             address
             for address, kind in kinds
-            if kind is AddressKind.GLOBAL or (kind is AddressKind.PRIVATE and (private or address in own.networks))
+            if kind is AddressKind.GLOBAL
+            or stands_for_name(own, address)
+            or (kind is AddressKind.PRIVATE and (private or address in own.networks))
         )
 
     def reachable(self, flow: Flow, grant: Allow, addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
@@ -305,63 +352,14 @@ class Policy:
         return AddressKind.INTERNAL if address in self.never else kind_of(address)
 
 
-def _decide_query(client: ClientPolicy, flow: Flow) -> Verdict:
-    """A name resolves when any port of it is granted, whatever record type is asked for."""
-    if flow.broken is not None:
-        return Deny(flow.broken.reason, detail=flow.broken.detail)
-    if flow.name is None:
-        return Deny(Reason.NO_NAME)
-    if not client.exact and (flow.name in CANARIES or flow.name.endswith(_BELOW_CANARIES)):
-        return Deny(Reason.CANARY)
-    named = [rule for rules in client.rules.values() if (rule := rules.of_name(flow.name)) is not None]
-    accepted = next((rule for rule in named if rule.action is Action.ACCEPT), None)
-    if accepted is not None:
-        return Allow(Reason.QUBES_RULE, f"qubes {accepted}", private=client.exact)
-    if named:
-        return Deny(Reason.QUBES_RULE, f"qubes {named[0]}")
-    found = client.patterns.find_all(flow.name)
-    if found:
-        private = any(pattern.profile in client.private for pattern in found)
-        return Allow(Reason.DOMAIN, _rule(found[0]), str(found[0].where), private)
-    if client.dns_all or client.exact:
-        return Allow(Reason.DNS_ALL)
-    return Deny(Reason.NO_MATCH)
-
-
 def _says_name(flow: Flow) -> bool:
     """Whether the flow itself names a host."""
     return flow.name is not None and flow.name_source is not NameSource.PIN
 
 
-def _closed(client: ClientPolicy, destination: IPAddress | None) -> Deny | None:
-    """Where the Qubes firewall rules cannot be read, nothing is permitted."""
-    rules = client.rules_for(destination)
-    if rules is None:
-        return Deny(Reason.QUBES_RULE, detail="no firewall rules are known") if client.exact else None
-    return Deny(Reason.QUBES_RULE, detail=rules.broken) if rules.broken else None
-
-
-def _closing(client: ClientPolicy, destination: IPAddress | None) -> Verdict:
-    rules = client.rules_for(destination)
-    words = f"qubes: the closing {rules.closing.value if rules else Action.DROP.value}"
-    accepts = rules is not None and rules.closing is Action.ACCEPT
-    return Allow(Reason.QUBES_RULE, words) if accepts else Deny(Reason.QUBES_RULE, words)
-
-
 def is_quic(transport: str, port: int) -> bool:
     """Refused in observe mode too: a browser then uses TCP, where the names that it wants can be seen."""
     return transport == "udp" and port == QUIC_PORT
-
-
-def _rule(grant: Pattern | NetworkGrant | Feed) -> str:
-    return f"{grant.profile}: {grant.text}"
-
-
-def _other_ports(client: ClientPolicy, name: Hostname) -> str:
-    """What else is granted of this name; UDP 443 of a pattern without a port is QUIC's, which is refused as yet."""
-    named = client.by_pin.ports_of(name)
-    ports = [port for port in client.patterns.ports_of(name) if port.transport == "tcp" or port in named]
-    return f"granted on {', '.join(f'{p.number}/{p.transport}' for p in ports)}" if ports else ""
 
 
 def build(
@@ -395,8 +393,9 @@ def build(
                 rules=client.rules,
                 exact=client.exact,
                 profiles=client.profiles,
+                upstream_proxy=client.upstream_proxy,
                 feeds=base.feeds if config.feeds else (),
                 lists=lists_of(base.feeds, lists) if config.feeds else (),
             )
         )
-    return Policy(clients, config.upstream or upstream, client_dns)
+    return Policy(clients, config.upstream or upstream, client_dns, config.upstream_proxy)

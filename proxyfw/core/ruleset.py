@@ -33,6 +33,9 @@ nft takes no variable there, so they also stand in the skeleton."""
 RELAY_PORT = 3130
 """Where the relay takes TCP, on loopback."""
 
+EXPLICIT_PORT = 3131
+"""Where the proxy listens for clients that ask for one, on loopback."""
+
 USED_SETS = ("used4", "used6", "hosts-used4", "hosts-used6")
 """The sets of what is pinned and by which a packet has gone lately: client, address, and of UDP ports the port."""
 
@@ -59,6 +62,7 @@ FEED_SET = "feed-"
 OURS = '"proxyfw"'
 """The comment by which our rules in Qubes' tables are found."""
 
+_NEVER = ("ip daddr @never4 goto refuse-internal", "ip6 daddr @never6 goto refuse-internal")
 _DNS_PACKET = f"meta l4proto {{ tcp, udp }} th dport {DNS_PORT}"
 
 
@@ -104,11 +108,13 @@ def render(
     downstream_group: int,
     pinned: Mapping[Pinned, int] = MappingProxyType({}),
     beside_qubes: bool = False,
+    explicit_port: int = 0,
 ) -> str:
     """The whole ruleset: our table with all that is in it.
 
     `pinned`: what is open by a pin, and for how many seconds still. `beside_qubes`: the tables of a Qubes netvm are in
-    force as well, and judge connections from outside to clients.
+    force as well, and judge connections from outside to clients. `explicit_port`: where clients find a proxy that they
+    can ask, at this netvm's own addresses; 0: nowhere.
     """
     clients = list(policy.clients.values())
     chains = [_chains(number, client, policy) for number, client in enumerate(clients)]
@@ -117,6 +123,8 @@ def render(
         ("downstream", downstream_group),
         ("proxy_port", PROXY_PORT),
         ("relay_port", RELAY_PORT),
+        ("explicit_port", explicit_port),
+        ("explicit_proxy_port", EXPLICIT_PORT),
         ("from_outside", "accept" if beside_qubes else "drop"),
     ):
         skeleton = skeleton.replace(f"${variable}", str(value))
@@ -161,7 +169,7 @@ def _chains(number: int, client: ClientPolicy, policy: Policy) -> str:
     texts = []
     for version, rules in client.rules.items():
         kind = "ipv4_addr" if version == 4 else "ipv6_addr"
-        for name, _, _ in host_sets(number, rules, version):
+        for name, _, _ in host_sets(number, rules, version) if client.upstream_proxy is None else ():
             texts.append(f"\tset {name} {{ type {kind}; size 65535; flags timeout; }}")
         for kind, lines in _rule_chains(number, client, policy, version, rules):
             texts.append(_text(f"{kind}-{number}-{version}", lines))
@@ -174,20 +182,40 @@ def _rule_chains(
     number: int, client: ClientPolicy, policy: Policy, version: int, rules: RuleSet
 ) -> Iterator[tuple[str, list[str]]]:
     """The chains that judge by Qubes firewall rules: all packets, those of DNS, and those to a named neighbour."""
-    by_relay = not client.exact or bool(rules.hosts())
+    leaves = client.upstream_proxy is not None
+    by_relay = leaves or not client.exact or bool(rules.hosts())
     accept = "goto forward-it" if rules.closing is Action.ACCEPT else REFUSE
     everything = list(rule_lines(number, rules, version, policy.resolvers, "goto forward-it"))
     dns = list(dns_lines(rules, version, policy.resolvers, "goto to-relay" if by_relay else "goto forward-it"))
     if client.exact:
         everything.append(accept)
         dns.append("goto to-relay" if by_relay and rules.closing is Action.ACCEPT else accept)
-    yield "rules", everything
+    if not leaves:
+        yield "rules", everything
     yield "dns", dns
-    if _neighbours(policy, rules, version):
+    if not leaves and _neighbours(policy, rules, version):
         yield "within", list(rule_lines(number, rules, version, policy.resolvers, "goto forward-within", within=True))
 
 
 def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str]:
+    lines = _first_lines(number, client, policy)
+    if client.upstream_proxy is not None:
+        # Nothing is forwarded: whatever may leave is TCP, and for the proxy to judge, also where the address decides.
+        return [*lines, *_NEVER, "meta l4proto tcp goto to-proxy", "goto refuse-unsupported"]
+    # Neighbours that a rule names go before rule 1; and after DNS, which no host rule takes past the relay.
+    for version, rules in client.rules.items():
+        neighbours = _neighbours(policy, rules, version)
+        if neighbours:
+            lines.append(f"{_ip(version)} daddr {{ {', '.join(map(str, neighbours))} }} jump within-{number}-{version}")
+    lines += _NEVER
+    for version, rules in client.rules.items():
+        if rules.rules or client.exact:
+            lines.append(f"meta nfproto ipv{version} {'goto' if client.exact else 'jump'} rules-{number}-{version}")
+    return lines if client.exact else lines + _granted_lines(client)
+
+
+def _first_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str]:
+    """What goes before rule 1: rules that cannot be read, and DNS."""
     lines = []
     for version in (4, 6):
         rules = client.rules.get(version)
@@ -197,16 +225,7 @@ def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str
             lines += _dns_packets(number, client, policy, version, rules)
     if not client.exact:
         lines += [f"{protocol} dport {DNS_PORT} goto to-relay" for protocol in ("udp", "tcp")]
-    # Neighbours that a rule names go before rule 1; and after DNS, which no host rule takes past the relay.
-    for version, rules in client.rules.items():
-        neighbours = _neighbours(policy, rules, version)
-        if neighbours:
-            lines.append(f"{_ip(version)} daddr {{ {', '.join(map(str, neighbours))} }} jump within-{number}-{version}")
-    lines += ["ip daddr @never4 goto refuse-internal", "ip6 daddr @never6 goto refuse-internal"]
-    for version, rules in client.rules.items():
-        if rules.rules or client.exact:
-            lines.append(f"meta nfproto ipv{version} {'goto' if client.exact else 'jump'} rules-{number}-{version}")
-    return lines if client.exact else lines + _granted_lines(client)
+    return lines
 
 
 def _dns_packets(number: int, client: ClientPolicy, policy: Policy, version: int, rules: RuleSet) -> Iterator[str]:
@@ -261,7 +280,7 @@ def pinned(policy: Policy, client: str, name: Hostname, addresses: Iterable[IPAd
     Asked of the policy, as a port may be granted and this address of the name not.
     """
     own = policy.clients.get(client)
-    if own is None:
+    if own is None or own.upstream_proxy is not None:
         return
     ports = policy.granted_udp(client, name)
     for address in addresses:

@@ -5,10 +5,9 @@ as 1342, and a file of names must not depend on that.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -24,7 +23,6 @@ _LISTED = 12  # names that a fix lists when none of them is near
 # Escapes in double quotes can produce what the file itself may not contain: it would reach terminals and the log.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 _SPECIAL_START = re.compile(r"(?:^|[\s\[,])[*&!@`%\[]")
 
@@ -105,14 +103,12 @@ class Document:
     def warn(self, where: Where, message: str, fix: str) -> None:
         self.add(Problem(where, message, fix, warning=True))
 
-    def fields(self, node: Node | None, known: Collection[str], later: Mapping[str, str] = _NONE) -> dict[str, Node]:
-        """A mapping whose keys are known. `later`: keys of a coming version, each with its fix."""
+    def fields(self, node: Node | None, known: Collection[str]) -> dict[str, Node]:
+        """A mapping whose keys are known."""
         found: dict[str, Node] = {}
         for key, value in self.entries(node):
             if key.value in known:
                 found[key.value] = value
-            elif key.value in later:
-                self.error(key.where, f'the key "{key.value}" is not in this version', later[key.value])
             else:
                 self.error(key.where, f'unknown key "{key.value}"', suggestion(key.value, known))
         return found

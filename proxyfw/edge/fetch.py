@@ -1,5 +1,7 @@
 """Gets one document over HTTPS (RFC 9110, RFC 9112), from a server that is trusted no further than its certificate
-goes: bounded in size and in time, no proxy, no cookie, no password, and nothing but HTTPS after a redirect either.
+goes: bounded in size and in time, no cookie, no password, and nothing but HTTPS after a redirect either.
+
+Through an upstream proxy, where there is one, and never past it: then it is the far end that looks names up.
 """
 
 import encodings.idna  # noqa: F401 - for getaddrinfo, which may come when no file can be read any more
@@ -18,6 +20,10 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 from proxyfw.core.address import AddressKind, kind_of
 from proxyfw.core.feedformats import MAX_DOCUMENT
+from proxyfw.core.hostname import HostnameError, normalise
+from proxyfw.core.tunnel import LeaveError
+from proxyfw.core.upstreamproxy import UpstreamProxy
+from proxyfw.edge.leaveblocking import leave_blocking
 
 MAX_REDIRECTS = 3
 
@@ -26,6 +32,7 @@ _URL = re.compile(r"[!-~]{1,8192}")
 _VALIDATOR = re.compile(r"[ -~]{1,1024}")
 _TOO_LARGE = f"the document is larger than {MAX_DOCUMENT >> 20} MiB"
 _OVERHEAD = 4 << 20  # bytes that come with a document and are none of it: heads, chunk sizes
+_NOT_PUBLIC = "a redirect to an address that is not public"
 _CUT = "the connection ended early"
 _TIMED_OUT = "timed out"
 _PIECE = 1 << 16
@@ -58,9 +65,17 @@ def trust() -> ssl.SSLContext:
     return context
 
 
-def get(url: str, etag: str, modified: str, patience: float, context: ssl.SSLContext | None = None) -> Fetched:
+def get(
+    url: str,
+    etag: str,
+    modified: str,
+    patience: float,
+    context: ssl.SSLContext | None = None,
+    through: UpstreamProxy | None = None,
+) -> Fetched:
     """`etag`, `modified`: what came with the document that is known, or "". `patience`: seconds for all of it, but for
-    the look-up of a name, which the system's resolver bounds. `context`: what `trust` gave. Raises FetchError.
+    the look-up of a name, which the system's resolver bounds. `context`: what `trust` gave. `through`: the proxy to
+    take; None: none. Raises FetchError.
     """
     context = trust() if context is None else context
     deadline = time.monotonic() + patience
@@ -69,8 +84,8 @@ def get(url: str, etag: str, modified: str, patience: float, context: ssl.SSLCon
     asked: list[str] = []
     while True:
         asked.append(url)
-        led_away = _place(url) != _place(asked[0])
-        with _in_words(), closing(_Connection(*_place(url), context, deadline, led_away)) as connection:
+        dial = _Dial(deadline, _place(url) != _place(asked[0]), through)
+        with _in_words(), closing(_Connection(*_place(url), context, dial)) as connection:
             connection.request("GET", _target(url), headers=_HEADERS | known)
             with closing(connection.getresponse()) as response:
                 if response.status not in _REDIRECTS:
@@ -101,30 +116,55 @@ class _Bounded(ssl.SSLSocket):
 class _Connection(http.client.HTTPConnection):
     default_port = 443
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, deadline: float, led_away: bool) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext, dial: "_Dial") -> None:
         super().__init__(host, port)
-        self._led_away = led_away
         self._context = context
-        self._deadline = deadline
+        self._dial = dial
 
     def connect(self) -> None:
-        dialled = _dial(self.host, self.port, self._deadline, self._led_away)
-        dialled.settimeout(_left(self._deadline))
+        dialled = self._dial.to(self.host, self.port)
+        dialled.settimeout(_left(self._dial.deadline))
         sock = self._context.wrap_socket(dialled, server_hostname=self.host, suppress_ragged_eofs=False)
         assert isinstance(sock, _Bounded)
-        sock.deadline = self._deadline
+        sock.deadline = self._dial.deadline
         self.sock = sock
 
 
-def _dial(host: str, port: int, deadline: float, led_away: bool) -> socket.socket:
-    """One address after the other; each may take its share of the time that is left. `led_away`: a redirect has named
-    this host, and not the user: it must not lead to what only this netvm can reach.
+@dataclass(frozen=True, slots=True)
+class _Dial:
+    """How a host is reached. `led_away`: a redirect has named it, and not the user: it must not lead to what only this
+    netvm can reach; where names are looked up at the far end, that can be told of addresses alone.
     """
+
+    deadline: float
+    led_away: bool
+    through: UpstreamProxy | None
+
+    def to(self, host: str, port: int) -> socket.socket:
+        """A connection. Raises OSError, FetchError."""
+        if self.through is None:
+            return _dial(host, port, self.deadline, self.led_away)
+        try:
+            place = ip_address(host)
+        except ValueError:
+            place = None
+        if self.led_away and place is not None and kind_of(place) is not AddressKind.GLOBAL:
+            raise FetchError(_NOT_PUBLIC)
+        try:
+            return leave_blocking(self.through, place or normalise(host), port, lambda: _left(self.deadline))
+        except LeaveError as error:
+            raise FetchError(error.detail) from None
+        except HostnameError:
+            raise FetchError("the name does not resolve") from None
+
+
+def _dial(host: str, port: int, deadline: float, led_away: bool) -> socket.socket:
+    """One address after the other; each may take its share of the time that is left."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     if led_away:
         found = [each for each in found if kind_of(ip_address(each[4][0])) is AddressKind.GLOBAL]
         if not found:
-            raise FetchError("a redirect to an address that is not public")
+            raise FetchError(_NOT_PUBLIC)
     failure: OSError = TimeoutError()
     for at, (family, kind, protocol, _name, address) in enumerate(found):
         sock = socket.socket(family, kind, protocol)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-import nftables
-
 from proxyfw.core.address import IPAddress
 from proxyfw.core.addresslist import Range
 from proxyfw.core.generations import feed_sets, following, generation_of, leftovers, named, removal, stages
@@ -65,7 +63,7 @@ class Nft:
     """
 
     def __init__(self) -> None:
-        self._context: nftables.Nftables | None = None
+        self._context: Any = None
         self._generation = _Generation()
 
     def another(self) -> "Nft":
@@ -220,8 +218,10 @@ class Nft:
         items: list[dict[str, Any]] = json.loads(output)["nftables"] if not status else []
         return items
 
-    def _kept(self) -> nftables.Nftables:
+    def _kept(self) -> Any:
         if self._context is None:
+            import nftables  # of the system, and only there where there is a packet layer
+
             self._context = nftables.Nftables()
             self._context.set_json_output(True)
         return self._context

@@ -12,7 +12,11 @@ from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 
 # The packet layer knows no names: to it, all of these are no-name.
 _UNSEEN = (Reason.NO_NAME, Reason.NO_MATCH, Reason.PRIVATE_ADDRESS)
-_REFUSALS = {Reason.QUBES_RULE: "refuse-qubes", Reason.INTERNAL_ADDRESS: "refuse-internal"}
+_REFUSALS = {
+    Reason.QUBES_RULE: "refuse-qubes",
+    Reason.INTERNAL_ADDRESS: "refuse-internal",
+    Reason.UNSUPPORTED: "refuse-unsupported",
+}
 _REFUSALS |= dict.fromkeys(_UNSEEN, "refuse-no-name")
 _ANY = Allow(Reason.DOMAIN, private=True)  # it reaches whatever is not internal
 FORWARDED = frozenset({"forward-it", "forward-within", "pinned4", "pinned6", "hosted4", "hosted6"})
@@ -43,6 +47,8 @@ def said_in(flow: Flow, pins: Iterable[Hostname], hosts: Iterable[Hostname]) -> 
 def wrong(policy: Policy, flow: Flow, pins: tuple[Hostname, ...], hosts: Iterable[Hostname], end: str) -> str:
     """What is wrong with this end of the flow's packets in the packet layer; "": nothing."""
     found = "forward" if end in FORWARDED else end
+    if policy.upstream_proxy_of(flow.client) is not None:
+        return _wrong_where_it_leaves(policy, flow, pins, hosts, found)
     internal = not policy.in_reach(_ANY, flow.destination)
     dnat = flow.destination in policy.client_dns and flow.port == 53  # Qubes' own takes it away from that address
     if (end == "forward-it" and internal and not dnat) or (end == "forward-within" and not internal):
@@ -58,6 +64,22 @@ def wrong(policy: Policy, flow: Flow, pins: tuple[Hostname, ...], hosts: Iterabl
     return "; ".join(
         f"{end}, and decide says {end_of(verdict)} of {said}" for said, verdict in judged if end_of(verdict) != found
     )
+
+
+def _wrong_where_it_leaves(
+    policy: Policy, flow: Flow, pins: tuple[Hostname, ...], hosts: Iterable[Hostname], end: str
+) -> str:
+    """The same of a client with an upstream proxy: nothing is forwarded; TCP that may leave is for the proxy."""
+    if end == "forward":
+        return "forwarded, past the upstream proxy"
+    ends = {end_of(policy.decide_pinned(flow, pins)[1])}
+    if flow.protocol is Protocol.TCP:
+        ends |= {end_of(policy.decide(said)) for said in said_in(flow, pins, hosts)}
+        rules = policy.clients[flow.client].rules_for(flow.destination)
+        closed = rules.broken if rules is not None else policy.clients[flow.client].exact
+        if end == "to-proxy" and not closed and ends not in ({"refuse-internal"}, {"to-relay"}):
+            return ""
+    return "" if ends == {end} else f"{end}, and decide says {ends}"
 
 
 def _wrongly_to_proxy(policy: Policy, flow: Flow, all_said: Iterable[Flow]) -> str:

@@ -25,6 +25,7 @@ ENDS = frozenset(
         "refuse-no-name",
         "refuse-internal",
         "refuse-qubes",
+        "refuse-unsupported",
         "observe-no-name",
     }
 )
@@ -78,10 +79,10 @@ class Tables:
         return ""
 
     def _chain(self, name: str, packet: Packet) -> str:
-        if name not in self.chains:
-            if name not in ENDS:
-                raise UnknownSyntax(f"there is no chain {name}")
+        if name in ENDS:
             return name
+        if name not in self.chains:
+            raise UnknownSyntax(f"there is no chain {name}")
         for rule in self.chains[name]:
             words, verdict, target = rule[:-2], rule[-2], rule[-1]
             if verdict not in ("goto", "jump"):
@@ -229,8 +230,8 @@ def _declared(text: str) -> list[str]:
 def _check(tables: Tables) -> None:
     """Reads every rule once, also those that no packet comes to."""
     address = ip_address("192.0.2.1")
-    for rules in tables.chains.values():
-        for rule in rules:
+    for name in tables.chains.keys() - ENDS:
+        for rule in tables.chains[name]:
             all(_Matches(rule[:-2], tables.sets, Packet(address, address, "tcp")))
 
 

@@ -17,10 +17,15 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import Library, link, parse_profile
 from proxyfw.core.qubes_rules import RuleSet, parse_rules
+from proxyfw.core.upstreamproxy import mapped, parse_upstream_proxy
 
 CLIENT_DNS = (ip_address("10.139.1.1"), ip_address("10.139.1.2"))
 UPSTREAM = ((ip_address("198.51.100.53"), 53), (ip_address("2001:db8:1::53"), 53))
 HOSTS = tuple(map(Hostname, ("a.example", "b.example", "c.example")))
+MAPPED = tuple(map(mapped, HOSTS))
+"""What a client with an upstream proxy is told of these hosts."""
+
+PROXY = parse_upstream_proxy("socks5://127.0.0.1:9050")
 
 ADDRESSES: Mapping[str, tuple[IPAddress, ...]] = {
     "work": (ip_address("10.137.0.11"), ip_address("fd09:24ef:4179::a89:b")),
@@ -46,6 +51,7 @@ NETWORKS4 = tuple(
             "10.137.0.77/32",
             "172.16.3.4/32",
             "169.254.169.254/32",
+            "198.18.0.0/15",
             "0.0.0.0/0",
         ),
     )
@@ -79,7 +85,7 @@ PROFILES = {
     "names": "domains: [a.example, '*.b.example']\n",
     "ports": "domains: ['a.example:22', 'b.example:123/udp', 'c.example:443/udp', 'c.example:1000/udp']\n",
     "nets": "networks: [203.0.113.0/28, '203.0.113.16/28:443', '192.0.2.0/24:123/udp', '[2001:db8:2::/64]:22',"
-    " 192.168.1.0/24, 10.137.0.0/24]\n",
+    " 192.168.1.0/24, 10.137.0.0/24, 198.18.0.0/16]\n",
     "lists": "feeds:\n- {url: 'https://a.example/', format: text, ports: [22, 123/udp]}\n"
     "- {url: 'https://b.example/', format: text}\n",
     "inside": "domains: ['b.example:123/udp', 'c.example:22']\nprivate: true\n",
@@ -130,11 +136,15 @@ def draw_world(random: Random, kinds: Sequence[str] = KINDS, clients: Sequence[s
                 rules[version] = parse_rules(entries)
         profiles = () if exact else tuple(each for each in PROFILES if random.random() < 0.4)
         observe = not exact and random.random() < 0.25
-        found.append(Member(name, profiles, observe, random.random() < 0.3, ADDRESSES[name], rules=rules, exact=exact))
+        proxy = PROXY if random.random() < 0.25 else None
+        dns_all = random.random() < 0.3
+        found.append(Member(name, profiles, observe, dns_all, ADDRESSES[name], rules, exact, proxy))
     policy = build(Config({}), LIBRARY, UPSTREAM, found, CLIENT_DNS if random.random() < 0.8 else (), lists=LISTS)
     pins: dict[tuple[str, IPAddress], tuple[Hostname, ...]] = {}
     for _ in range(random.randint(0, 8)):
         address = draw_address(random, random.choice((4, 6)))
+        if random.random() < 0.3:
+            address = random.choice(MAPPED)
         if kind_of(address) is not AddressKind.INTERNAL:
             pins[random.choice(clients), address] = tuple(random.sample(HOSTS, random.randint(1, 3)))
     return World(policy, texts, pins)

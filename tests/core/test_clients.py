@@ -358,3 +358,56 @@ def test_what_was_allowed_to_a_client_is_added_to_whatever_else_it_has() -> None
     names = (*PROFILES, "allowed/work", "allowed/study", "allowed/other", "allowed/away")
     profiles = {client.name: client.profiles for client in members(config(text), names, world)[0]}
     assert profiles == {"work": ("b", "allowed/work"), "study": ("c", "allowed/study"), "other": ()}
+
+
+ALL, OWN, FAR, FARTHER = (f"socks5://127.0.0.1:{port}" for port in (9050, 9051, 9052, 9053))
+TAGGED = f"""\
+clients:
+  work: [a]
+  own: {{profiles: [a], upstream_proxy: '{OWN}'}}
+  "tag:far": {{profiles: [b], upstream_proxy: '{FAR}'}}
+  "tag:farther": {{profiles: [c], upstream_proxy: '{FARTHER}'}}
+  "tag:plain": [b]
+unlisted: qubes
+"""
+
+
+def upstream(text: str, *qubes: str) -> tuple[dict[str, str], list[str]]:
+    """By which proxy each leaves, and what is noted."""
+    told = attached(*qubes)
+    connected = " ".join(str(address) for qube in told.qubes for address in qube.addresses)
+    clients, notes = found(text, World(netvm=netvm(connected), attached=told))
+    proxies = {name: str(client.upstream_proxy or "") for name, client in clients.items()}
+    return {name: proxies[name] for name in sorted(proxies)}, notes
+
+
+@pytest.mark.parametrize(
+    ("qube", "proxy"),
+    [
+        pytest.param("work 10.137.0.1", "", id="a client without one"),
+        pytest.param("own 10.137.0.1", OWN, id="its own"),
+        pytest.param("own 10.137.0.1 tag:far", OWN, id="its own, before a tag's"),
+        pytest.param("work 10.137.0.1 tag:far", FAR, id="a tag's, of a client that is listed without one"),
+        pytest.param("guest 10.137.0.1 tag:far", FAR, id="a tag's"),
+        pytest.param("guest 10.137.0.1 tag:plain tag:far", FAR, id="one of two tags has one: it is not done without"),
+        pytest.param("guest 10.137.0.1 tag:plain", "", id="a tag without one"),
+    ],
+)
+def test_by_which_upstream_proxy_a_client_leaves(qube: str, proxy: str) -> None:
+    name = qube.split()[0]
+    proxies, notes = upstream(TAGGED, qube)
+    assert (proxies[name], notes) == (proxy, [])
+    proxies, notes = upstream(f"{TAGGED}upstream_proxy: {ALL}\n", qube)
+    assert (proxies[name], notes) == (proxy or ALL, [])
+
+
+def test_the_proxy_of_all_is_for_those_that_are_not_listed_too() -> None:
+    proxies, _ = upstream(f"clients: {{work: {{profiles: [a], address: 10.137.0.1}}}}\nunlisted: qubes\n"
+                          f"upstream_proxy: {ALL}\n", "guest 10.137.0.2")  # fmt: skip
+    assert proxies["guest"] == ALL
+
+
+def test_of_two_tags_with_different_proxies_the_first_counts_and_it_is_told() -> None:
+    proxies, notes = upstream(TAGGED, "guest 10.137.0.1 tag:farther tag:far")
+    assert proxies["guest"] == FAR
+    assert notes == [f'"guest": its tags have several upstream proxies, {FAR} and {FARTHER}: it leaves by the first']

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxyfw.core.config import Config, check_addresses, check_profiles, parse_config
+from proxyfw.core.config import Config, check_addresses, check_profiles, is_for_listen, parse_config
 from proxyfw.core.problem import Problem, Where
 
 WHOLE = """\
@@ -82,13 +82,26 @@ def test_a_whole_configuration() -> None:
     assert (parsed.downstream_group, parsed.state_dir) == (3, "/rw/proxyfw")
 
 
-def test_what_is_not_in_this_version_is_named_line_by_line() -> None:
+def test_everything_that_there_is() -> None:
     parsed, problems = parse_config("proxyfw.yaml", DESIGN)
-    assert parsed is None
-    assert [str(problem) for problem in problems] == [
-        'proxyfw.yaml:13: error: the key "explicit" is not in this version; remove the line',
-        'proxyfw.yaml:14: error: the key "upstream_proxy" is not in this version; remove the line',
-    ]
+    assert parsed is not None, problems
+    assert problems == []
+    assert (parsed.explicit_port, parsed.listen) == (3128, None)
+    assert str(parsed.upstream_proxy) == "socks5://10.137.0.5:9050"
+
+
+def test_an_upstream_proxy_of_a_client_and_one_of_all() -> None:
+    parsed = config(
+        "clients:\n  work: {profiles: [a], upstream_proxy: 'http://me:p%40ss@192.0.2.1:3128'}\n  study: [a]\n"
+        "  'tag:far': {profiles: [a], upstream_proxy: 'socks4a://[::1]:1080'}\nupstream_proxy: socks5://127.0.0.1:9050\n"
+    )
+    assert str(parsed.upstream_proxy) == "socks5://127.0.0.1:9050"
+    work, study, far = parsed.clients["work"], parsed.clients["study"], parsed.tags["far"]
+    assert work.upstream_proxy is not None
+    assert (str(work.upstream_proxy), work.upstream_proxy.password) == ("http://192.0.2.1:3128", "p@ss")
+    assert study.upstream_proxy is None
+    assert str(far.upstream_proxy) == "socks4a://[::1]:1080"
+    assert "p@ss" not in repr(parsed)
 
 
 TAGS = """\
@@ -163,6 +176,11 @@ def test_a_client_in_the_short_form() -> None:
             id="IPv6 resolvers without a port",
         ),
         pytest.param("clients_file: clients", "clients_file", "clients", id="a file of clients"),
+        pytest.param("explicit: {port: 3128}", "explicit_port", 3128, id="a port for clients that ask"),
+        pytest.param(
+            "explicit: {listen: '127.0.0.1:3128'}", "listen", (ip_address("127.0.0.1"), 3128), id="without a netvm"
+        ),
+        pytest.param("explicit: {listen: '[::1]:1080'}", "listen", (ip_address("::1"), 1080), id="the same, IPv6"),
         pytest.param("unlisted: deny", "unlisted_qubes", False, id="unlisted deny"),
         pytest.param("unlisted: qubes", "unlisted_qubes", True, id="unlisted qubes"),
         pytest.param("", "unlisted_qubes", False, id="nothing said of the unlisted"),
@@ -182,8 +200,21 @@ def test_settings(lines: str, field: str, value: object) -> None:
         pytest.param("unlisted: allow", '"allow" does not exist', "write deny or qubes", id="unlisted allow"),
         pytest.param("unlisted: [qubes]", "this is a list", "one value", id="unlisted in brackets"),
         pytest.param("clients_file: [c]", "this is a list", "one value", id="clients_file in brackets"),
-        pytest.param("explicit: {port: 1}", "not in this version", "remove the line", id="explicit"),
-        pytest.param("upstream_proxy: x", "not in this version", "remove the line", id="upstream_proxy"),
+        pytest.param("explicit: {}", "takes either port or listen", "{port: 3128}", id="explicit with nothing in it"),
+        pytest.param(
+            "explicit: {port: 1, listen: '127.0.0.1:2'}",
+            "takes either port or listen",
+            "{port: 3128}",
+            id="explicit twice",
+        ),
+        pytest.param("explicit: {port: 0}", "not a port", "1 to 65535", id="explicit at port 0"),
+        pytest.param("explicit: {port: 70000}", "not a port", "1 to 65535", id="explicit at no port"),
+        pytest.param("explicit: {port: 53}", "port 53 is the relay's", "3128", id="explicit at the relay's port"),
+        pytest.param("explicit: {listen: 3128}", "not an address with a port", "127.0.0.1:3128", id="listen at a port"),
+        pytest.param("explicit: {listen: localhost:1}", "not an address with a port", "[::1]", id="listen at a name"),
+        pytest.param("explicit: {listen: '::1'}", "not an address with a port", "[::1]", id="listen without a port"),
+        pytest.param("upstream_proxy: tor", "upstream_proxy: this is not the URL", "socks5://", id="upstream_proxy"),
+        pytest.param("upstream_proxy: {a: b}", "this is a mapping", "one value", id="upstream_proxy as a mapping"),
         pytest.param("profiles: /p", "a list is wanted, this is a string", "write [/p]", id="one folder"),
         pytest.param("profiles: [p]", '"p" is not a full path', "begin it with /", id="a folder without a slash"),
         pytest.param("profiles: [~/p]", "is not a full path", "begin it with /", id="a folder from home"),
@@ -390,3 +421,29 @@ def test_any_text_is_a_configuration_or_errors_with_line_and_fix(text: str) -> N
     parsed, problems = parse_config("proxyfw.yaml", text)
     assert (parsed is None) == any(not problem.warning for problem in problems)
     assert all(problem.where.line and problem.message and problem.fix for problem in problems)
+
+
+def test_programs_of_this_machine_are_clients_where_there_is_no_netvm() -> None:
+    text = "clients: {me: {profiles: [a], address: [127.0.0.1, '::1']}}\n"
+    assert len(config(text + "explicit: {listen: '127.0.0.1:3128'}\n").clients["me"].addresses) == 2
+    parsed, problems = parse_config("proxyfw.yaml", text + "explicit: {port: 3128}\n")
+    assert parsed is None
+    assert [problem.message for problem in problems] == [
+        '"127.0.0.1" is loopback, not a qube\'s address',
+        '"::1" is loopback, not a qube\'s address',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        pytest.param("explicit: {listen: '127.0.0.1:3128'}", True, id="listen"),
+        pytest.param("explicit: {listen: '127.0.0.1:3128'}\nnonsense: 1\n", True, id="with an error elsewhere"),
+        pytest.param("explicit: {listen: nowhere}", False, id="listen that cannot be read"),
+        pytest.param("explicit: {port: 3128}", False, id="a port of a netvm"),
+        pytest.param("", False, id="nothing"),
+        pytest.param("\t{", False, id="no YAML"),
+    ],
+)
+def test_in_doubt_it_is_a_netvm(text: str, local: bool) -> None:
+    assert is_for_listen(text) is local

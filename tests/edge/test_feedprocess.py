@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from textwrap import dedent
@@ -76,8 +76,11 @@ def server(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
         yield made
 
 
-def fetched(url: str, format: str, *select: str, etag: str = "", patience: float = PATIENCE) -> Answer:
-    request = {"url": url, "format": format, "select": select, "etag": etag, "modified": ""}
+def fetched(
+    url: str, format: str, *select: str, etag: str = "", patience: float = PATIENCE, through: Sequence[object] = ()
+) -> Answer:
+    request: dict[str, object] = {"url": url, "format": format, "select": select, "etag": etag, "modified": ""}
+    request["through"] = list(through) if through else None
     return run(ask(request, patience))
 
 
@@ -124,6 +127,16 @@ def test_a_certificate_that_is_not_trusted(server: Server, monkeypatch: pytest.M
     url = server.serve("/list", document(b"192.0.2.1\n"))
     monkeypatch.delenv("SSL_CERT_FILE")
     assert fetched(url, "text") == Failed("certificate verify failed: unable to get local issuer certificate")
+
+
+def test_a_list_that_comes_through_a_proxy_or_not_at_all(server: Server) -> None:
+    url = server.serve("/list", document(b"192.0.2.1\n"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        through = ("socks5", "127.0.0.1", taken.getsockname()[1], "", "")
+        failed = fetched(url, "text", through=through)
+    assert failed == Failed("the upstream proxy: not reached: connection refused")
+    assert server.asked == []
 
 
 def test_a_server_that_takes_its_time(server: Server) -> None:

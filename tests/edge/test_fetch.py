@@ -5,12 +5,15 @@ import ssl
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from far_proxy import far
 from https_server import EXPIRED, Authority, Chain, Peer, Server, document, redirect, serving
 
 from proxyfw.core.feedformats import MAX_DOCUMENT
+from proxyfw.core.upstreamproxy import Scheme, UpstreamProxy
 from proxyfw.edge.fetch import Fetched, FetchError, get, trust
 
 DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
@@ -461,3 +464,87 @@ def test_redirects_have_one_patience_together(server: Server) -> None:
 def test_a_server_that_is_silent_in_the_handshake() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # which never accepts
         assert refusal(f"https://127.0.0.1:{listener.getsockname()[1]}/", patience=SHORT) == "timed out"
+
+
+# Through another proxy
+
+
+@pytest.fixture(scope="module")
+def far_chain(authority: Authority) -> Chain:
+    return authority.certificate(["DNS:list.far.example", "DNS:next.far.example", "IP:127.0.0.1"])
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_a_document_through_a_proxy_where_names_are_looked_up_there(scheme: Scheme, far_chain: Chain) -> None:
+    with serving(far_chain) as server, far(scheme, server.port) as proxy:
+        server.serve("/", redirect("https://next.far.example:8443/more"))
+        server.serve("/more", document(b"192.0.2.1"))
+        found = get("https://list.far.example/", "", "", LONG, through=proxy.proxy)
+    assert found == Fetched("changed", b"192.0.2.1", "", "")
+    assert proxy.asked == [("list.far.example", 443), ("next.far.example", 8443)]
+
+
+@pytest.mark.parametrize(
+    ("to", "error"),
+    [
+        pytest.param("https://10.1.2.3/", "a redirect to an address that is not public", id="a private address"),
+        pytest.param("https://[::1]/", "a redirect to an address that is not public", id="loopback"),
+    ],
+)
+def test_a_redirect_by_a_proxy_is_not_followed_to_an_address_of_this_side(
+    to: str, error: str, far_chain: Chain
+) -> None:
+    with serving(far_chain) as server, far(Scheme.SOCKS5, server.port) as proxy:
+        server.serve("/", redirect(to))
+        with pytest.raises(FetchError) as refused:
+            get("https://list.far.example/", "", "", LONG, through=proxy.proxy)
+    assert str(refused.value) == error
+    assert proxy.asked == [("list.far.example", 443)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "refusal", "error"),
+    [
+        pytest.param(Scheme.SOCKS5, b"\5\5\0\1" + bytes(6), "the upstream proxy says: connection refused",
+                     id="SOCKS 5: the target refuses"),
+        pytest.param(Scheme.SOCKS5, b"\5\2\0\1" + bytes(6), "the upstream proxy says: not allowed by its rules",
+                     id="SOCKS 5: the proxy refuses"),
+        pytest.param(Scheme.SOCKS4A, b"\0\x5b" + bytes(6),
+                     "the upstream proxy says: refused, or not reached: SOCKS 4 does not tell which", id="SOCKS 4a"),
+        pytest.param(Scheme.HTTP, b"HTTP/1.1 403 No\r\n\r\n",
+                     "the upstream proxy says: not allowed by its rules (HTTP status 403)", id="HTTP"),
+        pytest.param(Scheme.SOCKS5, b"\5\0\0\3\1\xff\0\0", "the upstream proxy: what it answers is not SOCKS",
+                     id="SOCKS 5: no text"),
+        pytest.param(Scheme.HTTP, b"nonsense\r\n\r\n", "the upstream proxy: what it answers is not HTTP", id="no HTTP"),
+        pytest.param(Scheme.HTTP, b"HTTP/1.1 200 OK\r\n",
+                     "the upstream proxy: it closed the connection without an answer", id="HTTP: cut short"),
+        pytest.param(Scheme.SOCKS5, b"\5\0\0", "the upstream proxy: Connection closed unexpectedly",
+                     id="SOCKS 5: cut short"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_does_not_lead_there(scheme: Scheme, refusal: bytes, error: str) -> None:
+    with far(scheme, 1, refusal) as proxy, pytest.raises(FetchError) as refused:
+        get("https://list.far.example/", "", "", LONG, through=proxy.proxy)
+    assert str(refused.value) == error
+    assert proxy.asked == [("list.far.example", 443)]
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_a_proxy_that_is_silent_is_not_waited_for(scheme: Scheme) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = UpstreamProxy(scheme, ip_address("127.0.0.1"), silent.getsockname()[1])
+        with pytest.raises(FetchError) as refused:
+            get("https://list.far.example/", "", "", SHORT, through=proxy)
+    assert str(refused.value) == "the upstream proxy: no answer before the deadline"
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_without_the_proxy_nothing_is_fetched(scheme: Scheme, server: Server) -> None:
+    url = server.serve("/", document(b"x"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        proxy = UpstreamProxy(scheme, ip_address("127.0.0.1"), taken.getsockname()[1])
+        with pytest.raises(FetchError) as refused:
+            get(url, "", "", LONG, through=proxy)
+    assert str(refused.value) == "the upstream proxy: not reached: connection refused"
+    assert server.asked == []

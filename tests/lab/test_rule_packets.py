@@ -38,7 +38,7 @@ from proxyfw.edge.nflog import Nflog, Reported
 
 SKELETON = (Path(__file__).parents[2] / "iptables" / "proxyfw.nft").read_text()
 RESOLVER6 = "2001:db8:1::53"
-SEEDS, FLOWS = (0, 1, 2, 3, 21, 22, 53, 70, 344), 18  # the worlds, and the flows of each; every end is among them
+SEEDS, FLOWS = (0, 1, 2, 3, 10, 98, 205, 238, 344), 18  # the worlds, and the flows of each; every end is among them
 
 _CLONE_NEWNET = 0x40000000
 _TO_OTHERS = 4  # PACKET_OUTGOING, linux/if_packet.h
@@ -107,6 +107,7 @@ class Sent:
             ("no-name",): "refuse-no-name",
             ("internal-address",): "refuse-internal",
             ("qubes-rule",): "refuse-qubes",
+            ("unsupported",): "refuse-unsupported",
             ("proxy-down",): "to-relay" if dns else "to-proxy",
         }
         return ends.get(tuple(sorted(self.seen)), f"nowhere known: {self.seen}")

@@ -1,0 +1,120 @@
+"""A connection at the explicit proxy: what is asked for by SOCKS or HTTP, then served as any other connection is.
+
+The name that was asked for and the one that is spoken inside (SNI, Host) must both be permitted. The client is told of
+success when the server connection stands.
+"""
+
+from contextlib import suppress
+
+from proxyfw.connection import SNIFF_DEADLINE, Connection, Request
+from proxyfw.core.explicit import Asked, Forward, Opening
+from proxyfw.core.flow import Flow, NameSource, Protocol
+from proxyfw.core.sniffed import Malformed, NeedMore
+from proxyfw.core.verdict import Deny, Reason, is_refused
+from proxyfw.http_flow import HttpFlow
+from proxyfw.reach import Reached, reach
+from proxyfw.serve import serve
+
+_CHUNK = 1 << 14
+_SOURCES = {Protocol.SOCKS: NameSource.SOCKS, Protocol.CONNECT: NameSource.CONNECT}
+
+
+async def serve_explicit(connection: Connection) -> None:
+    """Serves one connection until its splice begins, or it ends."""
+    opening = Opening()
+    connection.arm(SNIFF_DEADLINE, connection.client)
+    heard = await _hear(connection, opening)
+    connection.protocol = opening.protocol
+    if isinstance(heard, Forward):
+        await HttpFlow(connection, heard.data, forward=True).run()
+        return
+    connection.disarm()
+    if isinstance(heard, Malformed):
+        deny = Deny(heard.reason, detail=heard.detail)
+        connection.record(connection.flow(heard), deny)
+        await _refuse(connection, opening, deny)
+        return
+    flow, reached = await _ask(connection, heard)
+    if reached.server is None:
+        assert isinstance(reached.verdict, Deny)
+        connection.record(flow, reached.verdict)
+        await _refuse(connection, opening, reached.verdict, heard)
+        return
+    _begin(connection, flow, reached, heard)
+    await connection.client.send(opening.success())
+    await serve(connection, heard.rest)
+
+
+async def _hear(connection: Connection, opening: Opening) -> Asked | Forward | Malformed:
+    """What the client wants of the proxy; answers its greetings on the way."""
+    said = False
+    while True:
+        try:
+            piece = await connection.client.recv(_CHUNK)
+        except TimeoutError:
+            return _unheard(said, "within the deadline", Reason.TIMEOUT)
+        except ConnectionError:
+            piece = b""
+        if not piece:
+            return _unheard(said, "before the connection ended", Reason.MALFORMED)
+        said = True
+        reply, heard = opening.feed(piece)
+        if reply:
+            await connection.client.send(reply)
+        if not isinstance(heard, NeedMore):
+            return heard
+
+
+def _unheard(said: bool, when: str, reason: Reason) -> Malformed:
+    if said:
+        return Malformed(f"the proxy request was not complete {when}", reason)
+    return Malformed(f"nothing was asked of the proxy {when}", Reason.SILENT)
+
+
+async def _ask(connection: Connection, asked: Asked) -> tuple[Flow, Reached]:
+    """What is to be logged, and what came of it.
+
+    An address that the client was told for a permitted name is dialled too: it must then say the name.
+    """
+    client = connection.ends.client
+    if isinstance(asked.host, str):
+        flow = Flow(client, asked.protocol, None, asked.port, asked.host, _SOURCES[asked.protocol])
+        return flow, await reach(connection, flow)
+    policy = connection.shared.policy
+    told = connection.shared.pins.names(client, asked.host)
+    flow, verdict = policy.decide_pinned(Flow(client, asked.protocol, asked.host, asked.port), told)
+    if is_refused(verdict) and verdict.reason is Reason.NO_NAME:
+        for name in told:
+            said = flow._replace(protocol=Protocol.TLS, name=name, name_source=NameSource.SNI)
+            if not is_refused(policy.decide(said)):
+                reached = await reach(connection, said)
+                return (said if reached.server is not None else flow), reached
+        return flow, Reached(Deny(Reason.NO_NAME, verdict.rule, _by_name_then(told)))
+    return flow, await reach(connection, flow)
+
+
+def _by_name_then(told: tuple[str, ...]) -> str:
+    return "" if told else "an address was asked for: let the proxy look the name up (curl: --socks5-hostname)"
+
+
+def _begin(connection: Connection, flow: Flow, reached: Reached, asked: Asked) -> None:
+    """From here on it is as if the client had connected to the server, by the name that it asked for."""
+    assert reached.server is not None
+    assert reached.to is not None
+    at = flow.destination if isinstance(reached.to, str) else reached.to
+    connection.ends = connection.ends._replace(destination=at, destination_text=str(at or ""), port=asked.port)
+    words = f"asked by {asked.protocol.value} for {asked.host}"
+    connection.request = Request(flow._replace(destination=at), words, reached.verdict)
+    connection.hold(reached.to, reached.server)
+    connection.protocol = Protocol.TCP
+
+
+async def _refuse(connection: Connection, opening: Opening, deny: Deny, asked: Asked | None = None) -> None:
+    """Tells the client, as its protocol allows."""
+    page = opening.refusal(deny, connection.ends.client, asked.host if asked is not None else None)
+    if not page:
+        connection.client.reset_on_close()
+        return
+    with suppress(OSError):
+        await connection.client.send(page)
+        await connection.linger()

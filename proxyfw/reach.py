@@ -1,0 +1,165 @@
+"""From a flow to a server connection: what is decided, looked up and dialled on the way."""
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from proxyfw.connection import Connection
+from proxyfw.core.address import IPAddress, dial_order
+from proxyfw.core.flow import Flow
+from proxyfw.core.hostname import Hostname
+from proxyfw.core.policy import Policy
+from proxyfw.core.tunnel import LeaveError
+from proxyfw.core.upstreamproxy import UpstreamProxy
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
+from proxyfw.edge.dial import OwnAddressError, dial
+from proxyfw.edge.leave import leave
+from proxyfw.edge.poller import Stream
+from proxyfw.edge.resolver import Failure
+
+MAX_TRIED = 8  # addresses of one name; each may hold a descriptor until the deadline
+
+_REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
+
+
+class Reached(NamedTuple):
+    """What came of it: the verdict, and the server connection where it lets one through.
+
+    `to`: where that leads: an address, or what the far end of an upstream proxy was asked for.
+    """
+
+    verdict: Verdict
+    server: Stream | None = None
+    to: Hostname | IPAddress | None = None
+
+
+async def reach(connection: Connection, flow: Flow) -> Reached:
+    """Decides a flow, and opens the server connection where the verdict lets it through."""
+    shared = connection.shared
+    while True:
+        policy = shared.policy
+        reached = await _reach(connection, policy, flow, policy.decide(flow))
+        connection.disarm()
+        if policy is shared.policy:
+            return reached
+        # The policy changed while we waited: what it says now is what counts.
+        if reached.server is not None:
+            reached.server.close()
+
+
+async def _reach(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Reached:
+    if verdict.reason is Reason.RELAY:
+        return Reached(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
+    proxy = policy.upstream_proxy_of(flow.client)
+    if proxy is not None:
+        return await _through(connection, proxy, flow, verdict)
+    if isinstance(verdict, Allow) and verdict.by_name:
+        found = await _by_name(connection, policy, flow, verdict)
+        if not isinstance(found, Deny):
+            return found
+        verdict = policy.observed(flow.client, found)
+        if is_refused(verdict):
+            return Reached(verdict)
+    if flow.destination is None and flow.name is not None:
+        return await _by_addresses(connection, policy, flow, flow.name, verdict)
+    if is_refused(verdict):
+        return Reached(verdict)
+    dropped = policy.dropped_as_aimed(flow, connection.names())
+    if dropped is not None:
+        return Reached(dropped)
+    assert flow.destination is not None
+    return await _dial(connection, verdict, (flow.destination,), flow.port)
+
+
+async def _by_name(connection: Connection, policy: Policy, flow: Flow, verdict: Allow) -> Reached | Deny:
+    """Dials one of the name's own addresses; that the client aims at another changes nothing."""
+    assert flow.name is not None
+    aimed_at = flow.destination
+    if aimed_at is not None and connection.knows(aimed_at, flow.name):
+        # Dialled as it is; others only where they are known, should it be dead.
+        cached = connection.shared.resolver.cached(flow.name)
+        known = cached if isinstance(cached, tuple) else ()
+        answer: tuple[IPAddress, ...] = (aimed_at, *(address for address in known if address != aimed_at))
+    else:
+        found = await _look_up(connection, flow.client, flow.name, verdict)
+        if isinstance(found, Deny):
+            return found
+        answer = found
+    addresses = policy.reachable(flow, verdict, answer)
+    if not addresses:
+        return policy.unreached(flow, verdict, answer)
+    order = dial_order(addresses, aimed_at or addresses[0])[:MAX_TRIED]
+    dialled = await _dial(connection, verdict, order, flow.port)
+    return dialled.verdict if isinstance(dialled.verdict, Deny) else dialled
+
+
+async def _by_addresses(
+    connection: Connection, policy: Policy, flow: Flow, name: Hostname, verdict: Verdict
+) -> Reached:
+    """A name was asked for that no grant by name leads to: its addresses may be granted, or all is let through.
+
+    As if the client had looked it up by the relay, and aimed at what it was told.
+    """
+    if not policy.may_resolve(flow.client, name):
+        return Reached(verdict if is_refused(verdict) else Deny(Reason.NO_MATCH))
+    found = await _look_up(connection, flow.client, name, verdict)
+    if isinstance(found, Deny):
+        return Reached(verdict if is_refused(verdict) else found)
+    judged = {address: policy.decide(flow._replace(destination=address)) for address in found}
+    observed = isinstance(verdict, Deny) and verdict.observed
+    granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not _is_by_name(each))]
+    if not granted:
+        return Reached(verdict if is_refused(verdict) else judged[found[0]])
+    best = verdict if observed else judged[granted[0]]
+    return await _dial(connection, best, dial_order(tuple(granted), granted[0])[:MAX_TRIED], flow.port)
+
+
+async def _look_up(
+    connection: Connection, client: str, name: Hostname, verdict: Verdict
+) -> tuple[IPAddress, ...] | Deny:
+    resolver = connection.shared.resolver
+    answer = resolver.cached(name)
+    if answer is None:
+        if not connection.shared.may_look_up(client, questions=2):  # IPv6 and IPv4
+            return Deny(Reason.LIMIT, verdict.rule, "too many look-ups")
+        answer = await resolver.resolve(name, client)
+    return Deny(_REASON_OF[answer], verdict.rule) if isinstance(answer, Failure) else answer
+
+
+async def _dial(connection: Connection, verdict: Verdict, addresses: Sequence[IPAddress], port: int) -> Reached:
+    try:
+        held = connection.take_held(lambda to: to in addresses)
+        server = held or await dial(addresses, port, connection.shared.poller, connection.arm)
+        return Reached(verdict, server, ip_address(server.peer))
+    except OSError as error:
+        reason = Reason.INTERNAL_ADDRESS if isinstance(error, OwnAddressError) else Reason.UNREACHABLE
+        detail = error.strerror or "no answer before the deadline"
+        return Reached(Deny(reason, verdict.rule, detail, error=error.errno or 0))
+
+
+async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, verdict: Verdict) -> Reached:
+    """Never another way: what the far end is to be asked for is a name where one is known, and looked up there."""
+    if is_refused(verdict):
+        return Reached(verdict)
+    policy = connection.shared.policy
+    dropped = None if _is_by_name(verdict) else _dropped(connection, policy, flow)
+    if dropped is not None:
+        return Reached(dropped)
+    host = policy.leaves_for(flow, connection.names())
+    if host is None:
+        return Reached(Deny(Reason.NO_NAME, verdict.rule, "it is not known which host this address stands for"))
+    try:
+        held = connection.take_held(lambda to: to == host)
+        server = held or await leave(proxy, host, flow.port, connection.shared.poller)
+        server.peer = ""  # which is the proxy's: what was reached, the far end knows
+        return Reached(verdict, server, host)
+    except LeaveError as error:
+        return Reached(Deny(error.reason, verdict.rule, error.detail, error=error.error))
+
+
+def _is_by_name(verdict: Verdict) -> bool:
+    return isinstance(verdict, Allow) and verdict.by_name
+
+
+def _dropped(connection: Connection, policy: Policy, flow: Flow) -> Deny | None:
+    return policy.dropped_as_aimed(flow, connection.names()) if flow.destination is not None else None
