@@ -18,7 +18,8 @@ from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import ASKED
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_refused
+from proxyfw.core.upstreamproxy import is_mapped
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.poller import Stream
 from proxyfw.edge.splice import Splice
@@ -169,7 +170,8 @@ class Connection:
     def granted_unheard(self) -> bool:
         """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
         ends = self.ends
-        may_be = self.shared.policy.grants_unheard(ends.client, "tcp", ends.port)
+        # What an address grants is proxied only where a proxy was asked for.
+        may_be = self.request is not None or self.shared.policy.grants_unheard(ends.client, "tcp", ends.port)
         return may_be and isinstance(self.decide(self.flow()), Allow)
 
     def names(self) -> tuple[Hostname, ...]:
@@ -181,6 +183,8 @@ class Connection:
 
     def knows(self, address: IPAddress, name: Hostname) -> bool:
         """Whether the address is the name's: its client was told so, or it was looked up for this very connection."""
+        if is_mapped(address):
+            return False  # it stood for the name, while an upstream proxy was there
         asked = self.request.flow if self.request is not None else None
         if asked is not None and asked.name_source in ASKED:
             return asked.name == name and address == self.ends.destination

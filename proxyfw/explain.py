@@ -22,14 +22,15 @@ _SHOWN = 6  # pins
 _IN_WORDS = {
     Reason.RELAY: "DNS is answered by the relay, whatever resolver it is aimed at",
     Reason.DOMAIN: "a profile grants this name",
-    Reason.NETWORK: "a profile grants this address; the kernel forwards it",
-    Reason.FEED: "a list of a profile has this address; the kernel forwards it",
+    Reason.NETWORK: "a profile grants this address",
+    Reason.FEED: "a list of a profile has this address",
     Reason.QUBES_RULE: "a Qubes firewall rule of this client says so",
     Reason.DNS_ALL: "dns: all of this client lets every name resolve",
     Reason.PIN: "a profile grants this port of the name, at the addresses that the client was told for it",
     Reason.NO_MATCH: "no profile of this client grants this name",
     Reason.NO_NAME: "no name can be read from it, and no profile of this client grants the address",
     Reason.CANARY: "a name by which clients ask whether to use another resolver: always refused",
+    Reason.UNSUPPORTED: "nothing but TCP leaves through the upstream proxy of this client",
     Reason.PRIVATE_ADDRESS: "the name is granted, but not at private addresses",
     Reason.INTERNAL_ADDRESS: "the netvm, other clients and internal ranges are never reached",
 }

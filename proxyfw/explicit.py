@@ -5,17 +5,20 @@ success when the server connection stands.
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 from proxyfw.connection import SNIFF_DEADLINE, Connection, Request
 from proxyfw.core.explicit import Asked, Forward, Opening
 from proxyfw.core.flow import Flow, NameSource, Protocol
-from proxyfw.core.sniffed import Malformed, NeedMore
+from proxyfw.core.sniffed import Malformed, Named, NeedMore
+from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Deny, Reason, is_refused
 from proxyfw.http_flow import HttpFlow
 from proxyfw.reach import Reached, reach
 from proxyfw.serve import serve
 
 _CHUNK = 1 << 14
+_LOOK_UP = "an address was asked for: let the proxy look the name up (curl: --socks5-hostname)"
 _SOURCES = {Protocol.SOCKS: NameSource.SOCKS, Protocol.CONNECT: NameSource.CONNECT}
 
 
@@ -36,9 +39,12 @@ async def serve_explicit(connection: Connection) -> None:
         return
     flow, reached = await _ask(connection, heard)
     if reached.server is None:
-        assert isinstance(reached.verdict, Deny)
-        connection.record(flow, reached.verdict)
-        await _refuse(connection, opening, reached.verdict, heard)
+        refused = reached.verdict
+        assert isinstance(refused, Deny)
+        said = Sniffer().feed(heard.rest) if heard.rest else None
+        inside = f"{said.name} is named inside" if isinstance(said, Named) else ""
+        connection.record(flow, replace(refused, detail="; ".join(filter(None, (refused.detail, inside)))))
+        await _refuse(connection, opening, refused, heard)
         return
     _begin(connection, flow, reached, heard)
     await connection.client.send(opening.success())
@@ -83,18 +89,14 @@ async def _ask(connection: Connection, asked: Asked) -> tuple[Flow, Reached]:
     policy = connection.shared.policy
     told = connection.shared.pins.names(client, asked.host)
     flow, verdict = policy.decide_pinned(Flow(client, asked.protocol, asked.host, asked.port), told)
-    if is_refused(verdict) and verdict.reason is Reason.NO_NAME:
+    if is_refused(verdict) and verdict.reason in (Reason.NO_NAME, Reason.NO_MATCH):
         for name in told:
             said = flow._replace(protocol=Protocol.TLS, name=name, name_source=NameSource.SNI)
             if not is_refused(policy.decide(said)):
                 reached = await reach(connection, said)
                 return (said if reached.server is not None else flow), reached
-        return flow, Reached(Deny(Reason.NO_NAME, verdict.rule, _by_name_then(told)))
+        return flow, Reached(verdict if told else Deny(Reason.NO_NAME, detail=_LOOK_UP))
     return flow, await reach(connection, flow)
-
-
-def _by_name_then(told: tuple[str, ...]) -> str:
-    return "" if told else "an address was asked for: let the proxy look the name up (curl: --socks5-hostname)"
 
 
 def _begin(connection: Connection, flow: Flow, reached: Reached, asked: Asked) -> None:

@@ -74,11 +74,7 @@ class Proxy:
         before, self._shared.policy = self._shared.policy, policy
         closed = 0
         for connection in tuple(self._live):
-            entry, request, client = connection.entry, connection.request, connection.ends.client
-            denied = entry is not None and not _still_permitted(policy, entry, connection.names())
-            denied |= request is not None and is_refused(policy.decide(request.flow))
-            moved = policy.upstream_proxy_of(client) != before.upstream_proxy_of(client)
-            if denied or moved or policy.client_at(connection.ends.address) != client:
+            if not _may_go_on(connection, before, policy):
                 connection.close("policy")
                 closed += 1
         return closed
@@ -174,14 +170,27 @@ class Proxy:
         self._sweeper = loop.call_later(SWEEP, self._sweep)
 
 
+def _may_go_on(connection: Connection, before: Policy, policy: Policy) -> bool:
+    ends, entry, request = connection.ends, connection.entry, connection.request
+    if policy.client_at(ends.address) != ends.client:
+        return False
+    if policy.upstream_proxy_of(ends.client) != before.upstream_proxy_of(ends.client):
+        return False
+    if request is not None and is_refused(policy.decide(request.flow)):
+        return False
+    return entry is None or _still_permitted(policy, entry, connection.names())
+
+
 def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> bool:
-    """Whether it may go on. `told`: the names pinned for the address that the client aimed at."""
+    """Whether it may go on. `told`: the names by which the address is known that the client aimed at."""
     flow = entry.flow
     if not entry.by_name and policy.dropped_as_aimed(flow, told) is not None:
         return False
     verdict = policy.decide(flow)
     if policy.upstream_proxy_of(flow.client) is not None:
         return not is_refused(verdict)  # where the far end went, is not known here
+    if not entry.row.destination:
+        return False
     reached = _address(entry.row.destination)
     if isinstance(verdict, Allow) and verdict.by_name:
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.

@@ -101,15 +101,17 @@ async def _by_addresses(
     As if the client had looked it up by the relay, and aimed at what it was told.
     """
     if not policy.may_resolve(flow.client, name):
-        return Reached(verdict if is_refused(verdict) else Deny(Reason.NO_MATCH))
+        return Reached(verdict if is_refused(verdict) else Deny(Reason.NO_MATCH, detail="the name does not resolve"))
     found = await _look_up(connection, flow.client, name, verdict)
     if isinstance(found, Deny):
         return Reached(verdict if is_refused(verdict) else found)
-    judged = {address: policy.decide(flow._replace(destination=address)) for address in found}
     observed = isinstance(verdict, Deny) and verdict.observed
+    judged = {address: policy.decide(flow._replace(destination=address)) for address in policy.judgeable(flow, found)}
     granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not _is_by_name(each))]
     if not granted:
-        return Reached(verdict if is_refused(verdict) else judged[found[0]])
+        refused = [each for each in (verdict, *judged.values()) if is_refused(each)]
+        only = f"it has only {', '.join(map(str, found))}"
+        return Reached(refused[0] if refused else Deny(Reason.PRIVATE_ADDRESS, verdict.rule, only))
     best = verdict if observed else judged[granted[0]]
     return await _dial(connection, best, dial_order(tuple(granted), granted[0])[:MAX_TRIED], flow.port)
 

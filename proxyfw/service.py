@@ -397,7 +397,7 @@ class Service:
             "feeds_on": self._state.loaded.config is None or self._state.loaded.config.feeds,
             "notes": [*self._state.loaded.notes, *self._sources.trouble],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
-            "explicit": _explicit(self._state.loaded.config),
+            "explicit": _explicit(self._state.started, self._state.loaded.config),
             "accepted": self._proxy.accepted,
             "relay": {
                 **asdict(self._relay.counts),
@@ -415,12 +415,12 @@ class Service:
         }
 
 
-def _explicit(config: Config | None) -> str:
+def _explicit(started: Config, now: Config | None) -> str:
     """Where clients find a proxy that they can ask, in words."""
-    if config is None or config.listen is None:
-        return f"port {config.explicit_port} of this netvm" if config is not None and config.explicit_port else ""
-    address, port = config.listen
-    return f"{address} port {port}"
+    if started.listen is not None:
+        address, port = started.listen
+        return f"{address} port {port}"
+    return f"port {now.explicit_port} of this netvm" if now is not None and now.explicit_port else ""
 
 
 def say(text: str) -> None:

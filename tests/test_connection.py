@@ -183,6 +183,14 @@ PRIVATE = ip_address("10.1.2.3")
             [DEAD],
             id="an address of it that a Qubes rule accepts",
         ),
+        pytest.param(
+            policy("action=accept proto=tcp dstports=443-443"),
+            WEB,
+            (SIX,),
+            Reason.PRIVATE_ADDRESS,
+            [],
+            id="an accept by port alone, and only a family without rules",
+        ),
         pytest.param(policy(observe=True), OTHER, (AIMED,), Reason.NO_MATCH, [AIMED], id="observed: any address of it"),
         pytest.param(
             policy(observe=True),
@@ -244,3 +252,17 @@ def test_what_outlives_a_new_policy(
     found = entry(name, reached, by_name)
     assert _still_permitted(policy(*rules), found, [DROPPED]) is (lives == "both")
     assert _still_permitted(policy(*rules, observe=True), found, [DROPPED]) is (lives in ("both", "observed"))
+
+
+def test_a_mapped_address_is_not_the_names_own_once_the_upstream_proxy_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net([WEB])
+    mapped_to = ip_address("198.18.7.7")
+    monkeypatch.setattr(net, "holds", lambda *_: True)
+    monkeypatch.setattr(module, "dial", net.dial)
+    poller = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0))
+    shared: Any = SimpleNamespace(policy=policy(), pins=net, resolver=net, poller=poller, may_look_up=net.may_look_up)
+    client: Any = None
+    ends = Ends("work", "10.137.0.11", mapped_to, str(mapped_to), 443)
+    made = Connection(client, ends, shared, lambda _: True, lambda _: None)
+    reached = asyncio.run(module.reach(made, flow(WEB)._replace(destination=mapped_to)))
+    assert (reached.verdict.reason, net.dialled) == (Reason.DOMAIN, [REAL])

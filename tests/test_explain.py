@@ -24,6 +24,7 @@ CONFIG = """\
 clients:
   work: {profiles: [github, home], address: 10.137.0.11}
   seen: {profiles: [github], mode: observe, address: 10.137.0.12}
+  away: {profiles: [github], address: 10.137.0.13, upstream_proxy: "socks5://10.137.0.5:9050"}
 dns: {upstream: [10.139.1.1]}
 """
 PINS: list[dict[str, Any]] = [
@@ -106,7 +107,7 @@ def told(client: str, target: str, pins: list[dict[str, Any]] | None) -> list[st
         ], id="a private address"),
         pytest.param("140.82.112.3:22", [
             "allow: work -> 140.82.112.3 port 22/tcp",
-            "  reason:  network (a profile grants this address; the kernel forwards it)",
+            "  reason:  network (a profile grants this address)",
             "  rule:    github: 140.82.112.0/20:22 (github.yaml:2)",
             NO_PINS,
         ], id="an address that is granted"),
@@ -262,6 +263,13 @@ def test_a_qube_that_is_known_by_its_address_alone_has_no_name_for_a_command() -
     assert lines[-1] == hint
 
 
+@pytest.mark.parametrize("target", ["192.0.2.1:443/udp", "github.com:123/udp"])
+def test_of_a_client_with_an_upstream_proxy_only_tcp_leaves(target: str) -> None:
+    lines = told("away", target, [])
+    assert lines[0].startswith("deny: away -> ")
+    assert lines[1] == "  reason:  unsupported (nothing but TCP leaves through the upstream proxy of this client)"
+
+
 LISTED = "feeds: [{url: 'https://lists.example/a', format: text, ports: [22]}]\n"
 
 
@@ -278,7 +286,7 @@ def test_an_address_of_a_list() -> None:
     asked = parse_target("203.0.113.9:22")
     assert client_report("work", asked, explain(listed(["203.0.113.0/24"]), "work", asked, [])) == [
         "allow: work -> 203.0.113.9 port 22/tcp",
-        "  reason:  feed (a list of a profile has this address; the kernel forwards it)",
+        "  reason:  feed (a list of a profile has this address)",
         "  rule:    lists: feed https://lists.example/a (lists.yaml:1)",
         NO_PINS,
     ]

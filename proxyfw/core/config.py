@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
 
 from yaml.nodes import MappingNode, Node
 
@@ -97,8 +98,8 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     fields = document.fields(document.root, _KEYS)
     defaults = Config({})
     log = document.fields(fields.get("log"), ("keep", "max_size"))
-    explicit_port, listen = _explicit(document, fields.get("explicit"))
-    clients = _clients(document, fields.get("clients"), listen is not None)
+    explicit = _explicit(document, fields.get("explicit"))
+    clients = _clients(document, fields.get("clients"), explicit.local)
     config = Config(
         clients={name: client for name, client in clients.items() if not name.startswith(TAG)},
         clients_file=_text(document, fields.get("clients_file")),
@@ -109,8 +110,8 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
         ),
         feeds=not _chosen(document, fields.get("feeds"), "feeds", ("on", "off")),
         upstream=_upstream(document, fields.get("dns")),
-        explicit_port=explicit_port,
-        listen=listen,
+        explicit_port=explicit.port,
+        listen=explicit.listen,
         upstream_proxy=_upstream_proxy(document, fields.get("upstream_proxy")),
         log_keep=_number(document, log.get("keep"), _duration, defaults.log_keep),
         log_max_size=_number(document, log.get("max_size"), _size, defaults.log_max_size),
@@ -119,6 +120,12 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     )
     if document.failed:
         return None, document.problems
+    if config.listen is not None and config.upstream_proxy is not None:
+        own, proxy = config.listen, config.upstream_proxy
+        if own == (proxy.address, proxy.port):
+            fix = "write the address of another proxy"
+            document.error(document.where(fields["upstream_proxy"]), "upstream_proxy is this very proxy", fix)
+            return None, document.problems
     if not (config.clients or config.clients_file or config.tags or config.unlisted_qubes):
         fix = "list the qubes under clients:, as in work: [github]"
         document.warn(document.where(document.root), "no client is listed: every connection is refused", fix)
@@ -133,10 +140,10 @@ def parse_state_dir(file: str, text: str) -> str:
 
 
 def is_for_listen(text: str) -> bool:
-    """Whether `explicit: listen:` is given, whatever else is wrong with the text: then there is no netvm to close."""
+    """Whether `explicit: listen:` stands there, whatever is wrong with the text: then there is no netvm to close."""
     document = Document("", text)
     fields = document.fields(document.root, _KEYS)
-    return _explicit(document, fields.get("explicit"))[1] is not None
+    return _explicit(document, fields.get("explicit")).local
 
 
 def check_profiles(config: Config, library_names: Collection[str]) -> list[Problem]:
@@ -282,25 +289,31 @@ def _with_port(text: str, default: int) -> tuple[IPAddress, int] | None:
     return None if address is None or port > MAX_PORT else (address, port)
 
 
-def _explicit(document: Document, node: Node | None) -> tuple[int, tuple[IPAddress, int] | None]:
-    """The port on a netvm (0: none), and where to listen without one (None: nowhere); one of them, if any."""
+class _Explicit(NamedTuple):
+    """The port on a netvm (0: none), and where to listen without one (None: nowhere). `local`: that was meant."""
+
+    port: int = 0
+    listen: tuple[IPAddress, int] | None = None
+    local: bool = False
+
+
+def _explicit(document: Document, node: Node | None) -> _Explicit:
     if node is None:
-        return 0, None
+        return _Explicit()
     fields = document.fields(node, ("port", "listen"))
     if len(fields) != 1:
-        fix = "write {port: 3128} on a netvm, or {listen: 127.0.0.1:3128} for programs of this machine"
-        document.error(document.where(node), "explicit: takes either port or listen", fix)
-        return 0, None
-    port = _number(document, fields.get("port"), _port, 0)
-    text = document.text(fields.get("listen"))
-    if text is None:
-        return port, None
-    found = _with_port(text.value, 0)
-    if found is None or not found[1] or found[0].is_multicast:
+        if isinstance(node, MappingNode):
+            fix = "write {port: 3128} on a netvm, or {listen: 127.0.0.1:3128} for programs of this machine"
+            document.error(document.where(node), "explicit: takes either port or listen", fix)
+        return _Explicit()
+    if "port" in fields:
+        return _Explicit(_number(document, fields["port"], _port, 0))
+    text = document.text(fields["listen"])
+    found = _with_port(text.value, 0) if text is not None else None
+    if text is not None and (found is None or not found[1] or found[0].is_multicast):
         fix = "write it as in 127.0.0.1:3128 or [::1]:3128"
         document.error(text.where, f'"{text.value}" is not an address with a port', fix)
-        return 0, None
-    return 0, found
+    return _Explicit(0, found, local=True)
 
 
 def _upstream_proxy(document: Document, node: Node | None) -> UpstreamProxy | None:

@@ -377,7 +377,8 @@ class Session:
         commands: list[Command] = [Broken(malformed)]
         if self._client.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             status = 431 if malformed.reason is Reason.OVERSIZED else 400
-            commands.append(ToClient(self._page(status, f"The request was refused: {malformed.detail}\n".encode())))
+            text = f"proxyfw refused this request.\n\nreason: {malformed.reason} ({malformed.detail})\n"
+            commands.append(ToClient(self._page(status, text.encode())))
         return self._end(commands)
 
     def _server_broken(self, detail: str, tell: bool = True) -> list[Command]:

@@ -322,10 +322,14 @@ class Policy:
         Where the client has rules, a family without any is not reached: no rule could drop anything there.
         """
         found = [address for address in addresses if self.in_reach(grant, address)]
-        rules = self.clients[flow.client].rules
-        if rules:
-            found = [each for each in found if each.version in rules and self._dropped(flow, each) is None]
+        if self.clients[flow.client].rules:
+            found = [each for each in self.judgeable(flow, found) if self._dropped(flow, each) is None]
         return tuple(found)
+
+    def judgeable(self, flow: Flow, addresses: Iterable[IPAddress]) -> list[IPAddress]:
+        """Those of a name's addresses that the client's Qubes rules could drop, where it has any."""
+        rules = self.clients[flow.client].rules
+        return [each for each in addresses if not rules or each.version in rules]
 
     def unreached(self, flow: Flow, grant: Allow, addresses: Sequence[IPAddress]) -> Deny:
         """Why none of a name's addresses is `reachable`."""

@@ -14,7 +14,6 @@ _STATUS = {
     Reason.TIMEOUT: 408,
     Reason.OVERSIZED: 431,
     Reason.ERROR: 500,
-    Reason.UNSUPPORTED: 501,
     Reason.UNRESOLVABLE: 502,
     Reason.UNREACHABLE: 502,
     Reason.UPSTREAM_PROXY: 502,

@@ -4,7 +4,7 @@ The result is our whole table: the static skeleton (iptables/proxyfw.nft), and c
 takes the place of the one before is in generations.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import collapse_addresses, ip_network
 from math import ceil
 from types import MappingProxyType
@@ -118,6 +118,8 @@ def render(
     """
     clients = list(policy.clients.values())
     chains = [_chains(number, client, policy) for number, client in enumerate(clients)]
+    if not explicit_port:
+        skeleton = "\n".join(line for line in skeleton.splitlines() if "$explicit_port" not in line)
     # Put in here, as a definition would stay in libnftables' memory, and clash with the next one.
     for variable, value in (
         ("downstream", downstream_group),
@@ -138,7 +140,7 @@ def render(
             *_feed_sets(clients),
             *chains,
             "}",
-            *_elements(clients),
+            *_elements(clients, explicit_port),
             *(f"add element {TABLE} {pin.set} {{ {_key(pin)} timeout {seconds}s }}" for pin, seconds in pinned.items()),
             "",
         ]
@@ -318,12 +320,11 @@ def open_pinned(pins: Iterable[Pinned], seconds: int) -> Iterator[Change]:
             yield Change(pin.set, adds, [element(*fields, seconds=life)])
 
 
-def _elements(clients: Iterable[ClientPolicy]) -> list[str]:
-    return [
-        f"add element {TABLE} clients{4 if address.version == 4 else 6} {{ {address} : goto client-{number} }}"
-        for number, client in enumerate(clients)
-        for address in client.addresses
-    ]
+def _elements(clients: Sequence[ClientPolicy], explicit_port: int) -> list[str]:
+    chains = {address: f"client-{number}" for number, client in enumerate(clients) for address in client.addresses}
+    found = [f"add element {TABLE} clients{each.version} {{ {each} : goto {to} }}" for each, to in chains.items()]
+    asking = chains if explicit_port else ()
+    return found + [f"add element {TABLE} explicit{each.version} {{ {each} : goto to-explicit }}" for each in asking]
 
 
 def _set(name: str, networks: Iterable[IPNetwork]) -> str:

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     NO_NAME = "no-name"  # no name is known, and no rule by address allows it
     INTERNAL_ADDRESS = "internal-address"  # the netvm, other clients, loopback, link-local, multicast, Qubes ranges
     CANARY = "canary"  # a name by which clients ask whether they may use another resolver than this one
-    UNSUPPORTED = "unsupported"  # well-formed, and not done here: ANY, zone transfers, UDP through another proxy
+    UNSUPPORTED = "unsupported"  # well-formed, and not done here: ANY, zone transfers, BIND, UDP by an upstream proxy
     UNKNOWN_CLIENT = "unknown-client"  # the source address belongs to no configured client
     # refused for what the client sent
     MALFORMED = "malformed"  # not what the protocol allows

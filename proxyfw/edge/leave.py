@@ -56,7 +56,10 @@ async def _by_socks(proxy: UpstreamProxy, host: Hostname | IPAddress, port: int,
 
 async def _by_http(proxy: UpstreamProxy, host: Hostname | IPAddress, port: int, poller: Poller) -> Stream:
     family = socket.AF_INET if proxy.address.version == 4 else socket.AF_INET6
-    stream = _stream(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), poller)
+    try:
+        stream = _stream(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), poller)
+    except OSError as error:
+        raise not_connected(error) from None
     try:
         try:
             await stream.connect(str(proxy.address), proxy.port)

@@ -207,6 +207,12 @@ def test_settings(lines: str, field: str, value: object) -> None:
             "{port: 3128}",
             id="explicit twice",
         ),
+        pytest.param(
+            "explicit: {listen: '127.0.0.1:3128'}\nupstream_proxy: http://127.0.0.1:3128",
+            "upstream_proxy is this very proxy",
+            "another",
+            id="upstream_proxy in a circle",
+        ),
         pytest.param("explicit: {port: 0}", "not a port", "1 to 65535", id="explicit at port 0"),
         pytest.param("explicit: {port: 70000}", "not a port", "1 to 65535", id="explicit at no port"),
         pytest.param("explicit: {port: 53}", "port 53 is the relay's", "3128", id="explicit at the relay's port"),
@@ -439,7 +445,9 @@ def test_programs_of_this_machine_are_clients_where_there_is_no_netvm() -> None:
     [
         pytest.param("explicit: {listen: '127.0.0.1:3128'}", True, id="listen"),
         pytest.param("explicit: {listen: '127.0.0.1:3128'}\nnonsense: 1\n", True, id="with an error elsewhere"),
-        pytest.param("explicit: {listen: nowhere}", False, id="listen that cannot be read"),
+        pytest.param("explicit: {listen: nowhere}", True, id="listen that cannot be read"),
+        pytest.param("explicit: {listen: '127.0.0.1:1', port: 2}", False, id="both"),
+        pytest.param("explicit: 3128", False, id="neither"),
         pytest.param("explicit: {port: 3128}", False, id="a port of a netvm"),
         pytest.param("", False, id="nothing"),
         pytest.param("\t{", False, id="no YAML"),

@@ -37,7 +37,7 @@ def refused(commands: list[Command]) -> Malformed:
     status = b"431" if broken.malformed.reason is Reason.OVERSIZED else b"400"
     assert page.data.startswith(b"HTTP/1.1 " + status)
     assert b"\r\nConnection: close\r\n" in page.data
-    assert page.data.endswith(broken.malformed.detail.encode() + b"\n")
+    assert page.data.endswith(f"reason: {broken.malformed.reason} ({broken.malformed.detail})\n".encode())
     assert close == Close()
     return broken.malformed
 

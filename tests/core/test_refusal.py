@@ -24,7 +24,7 @@ from proxyfw.core.verdict import Deny, Reason
         (Deny(Reason.TIMEOUT), 408),
         (Deny(Reason.OVERSIZED), 431),
         (Deny(Reason.ERROR), 500),
-        (Deny(Reason.UNSUPPORTED), 501),
+        (Deny(Reason.UNSUPPORTED), 403),
         (Deny(Reason.UNRESOLVABLE), 502),
         (Deny(Reason.UNREACHABLE), 502),
         (Deny(Reason.UNREACHABLE, error=errno.ECONNREFUSED), 502),

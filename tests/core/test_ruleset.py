@@ -163,6 +163,16 @@ def test_every_address_of_a_client_leads_to_its_chain() -> None:
     assert "add element inet proxyfw clients6 { fd09:24ef:4179::a89:b : goto client-0 }" in lines
 
 
+def test_clients_find_a_proxy_where_there_is_a_port_for_it() -> None:
+    skeleton = SKELETON.read_text()
+    on = [line.strip() for line in ruleset.render(policy(WORK), skeleton, 2, explicit_port=3128).splitlines()]
+    assert "fib daddr type local tcp dport 3128 goto explicit" in on
+    assert "add element inet proxyfw explicit4 { 10.137.0.11 : goto to-explicit }" in on
+    off = ruleset.render(policy(WORK), skeleton, 2)
+    assert "goto explicit\n" not in off
+    assert "goto to-explicit" not in off
+
+
 def test_a_client_outside_the_qubes_ranges_is_out_of_reach_for_the_others() -> None:
     text = ruleset.render(policy("clients: {work: {profiles: [p], address: 192.168.7.9}}"), "", 2)
     never = next(line for line in text.splitlines() if "set never4" in line)

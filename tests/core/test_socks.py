@@ -219,6 +219,7 @@ REFUSALS = {
         Deny(Reason.PRIVATE_ADDRESS),
         Deny(Reason.CANARY),
         Deny(Reason.UNKNOWN_CLIENT),
+        Deny(Reason.UNSUPPORTED),
     ],
     3: [Deny(Reason.UNREACHABLE, error=errno.ENETUNREACH)],
     4: [
@@ -229,7 +230,6 @@ REFUSALS = {
         Deny(Reason.UNREACHABLE, error=errno.ETIMEDOUT),
     ],
     5: [Deny(Reason.UNREACHABLE, error=errno.ECONNREFUSED)],
-    7: [Deny(Reason.UNSUPPORTED)],
     1: [
         Deny(Reason.MALFORMED),
         Deny(Reason.TIMEOUT),

@@ -47,11 +47,14 @@ def _bytecode() -> Iterator[None]:
         yield
 
 
-def _started() -> Iterator[Lab]:
+def _started(**settings: Any) -> Iterator[Lab]:
     made = world.make()
     made.start()
     try:
         world.lift_icmp_limit(made)
+        if settings:
+            made.write_config(world.CLIENTS, **settings)
+            assert made.ask("reload").returncode == 0
         yield made
     finally:
         made.stop()
@@ -67,6 +70,12 @@ def lab() -> Iterator[Lab]:
 def fresh_lab() -> Iterator[Lab]:
     """A world of the test's own."""
     yield from _started()
+
+
+@pytest.fixture(scope="session")
+def explicit_lab() -> Iterator[Lab]:
+    """The shared world once more, where clients find a proxy that they can ask, at any address of the netvm."""
+    yield from _started(explicit={"port": world.EXPLICIT_PORT})
 
 
 class Log:
@@ -172,6 +181,17 @@ def arrived(lab: Lab) -> Callable[[str], list[dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def nginx(lab: Lab) -> None:
     """nginx as files.lab.example: HTTP, TLS and HTTP/2; files of the folder `www`, which PUT writes too."""
+    start_nginx(lab)
+
+
+@pytest.fixture(scope="session")
+def explicit_nginx(explicit_lab: Lab) -> None:
+    """The same in the world of the explicit proxy."""
+    start_nginx(explicit_lab)
+
+
+def start_nginx(lab: Lab) -> None:
+    """Starts it in the lab's internet, and waits until it listens."""
     program = shutil.which("nginx")
     if program is None:
         pytest.skip("nginx is not installed")

@@ -256,6 +256,20 @@ def test_another_proxy_ends_what_left_by_the_first(lab, log):
     configure(lab, "socks5")
 
 
+@pytest.mark.parametrize("change", ["the proxy is removed", "the client is removed"])
+def test_what_was_asked_for_by_name_ends_as_well(lab, log, change):
+    clients = {name: part for name, part in world.CLIENTS.items() if name != "work" or "client" not in change}
+    with upstream(lab), Server(lab, world.RAW4, 7000, echo):
+        with connect(lab, "work", GATEWAY4, 3128) as sock:
+            sock.sendall(b"CONNECT raw.lab.example:7000 HTTP/1.1\r\nHost: raw.lab.example\r\n\r\nhello\r\n")
+            assert read_until(sock, b"hello\r\n").endswith(b"\r\n\r\nhello\r\n")
+            lab.write_config(clients, explicit={"port": 3128})
+            assert lab.ask("reload").returncode == 0
+            assert read_all(sock) == b""
+        log.closed(name="raw.lab.example", closed_by="policy", destination=None)
+    configure(lab, "socks5")
+
+
 def test_bytes_are_the_same_at_the_far_end(lab):
     data = os.urandom(3 << 20)
     with upstream(lab), Server(lab, world.RAW4, 7000, echo) as server:

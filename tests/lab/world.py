@@ -14,6 +14,7 @@ AT_HOME = "10.20.30.40"  # a private address with a server
 OPEN4, OPEN6 = "203.0.113.1", "2001:db8:1::203"  # granted as networks, with every port
 ONE_PORT = "203.0.113.17"  # granted with TCP port 2222
 ONE_UDP_PORT = "203.0.113.33"  # granted with UDP port 123
+EXPLICIT_PORT = 3128  # of the netvm, where clients are to find a proxy that they can ask
 
 CLIENTS: dict[str, dict[str, Any]] = {
     "work": {"profiles": ["github", "pypi", "lab", "nets"], "dns": "all"},
@@ -41,6 +42,7 @@ networks:
 NAMES: dict[str, tuple[str, ...]] = {
     "raw.lab.example": (RAW4, RAW6),
     "files.lab.example": (FILES4, FILES6),
+    "shared.example": ("198.51.100.10",),  # which is github.com's too
     "dead.lab.example": (NOBODY,),
     "half-dead.lab.example": (NOT_THERE, "198.51.100.10"),
     "private.lab.example": (AT_HOME,),
