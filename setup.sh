@@ -4,6 +4,8 @@
 #   ./setup.sh demo        show it at work, in network namespaces of its own
 #   ./setup.sh test        run the whole test suite
 #   ./setup.sh install     only set up: the command is then .venv/bin/proxyfw
+#   ./setup.sh local       only a private Python environment, without root: for `explicit: {listen: ...}`
+#   ./setup.sh mitmproxy   the same with mitmproxy: for `proxyfw run --engine mitmproxy`
 #   ./setup.sh qubes       on Qubes OS, with sudo: put it into this netvm, or into this template, to start at boot
 #   ./setup.sh uninstall   take all of it away again (the configuration, the log and system packages stay)
 set -eu
@@ -33,10 +35,10 @@ as_root() {
 packages() {
 	if command -v apt-get >/dev/null; then
 		echo nftables python3-nftables python3-venv iproute2 procps curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium systemd conntrack shellcheck python3-jinja2
+		[ "$1" != test ] || echo nginx openssh-client openssh-server util-linux bind9-dnsutils chromium systemd conntrack shellcheck python3-jinja2 wireguard-tools wireguard-go git netcat-openbsd
 	else
 		echo nftables python3-nftables python3 iproute procps-ng curl openssl ca-certificates
-		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium systemd conntrack-tools ShellCheck python3-jinja2
+		[ "$1" != test ] || echo nginx openssh-clients openssh-server util-linux bind-utils chromium systemd conntrack-tools ShellCheck python3-jinja2 wireguard-tools git netcat
 	fi
 }
 
@@ -90,17 +92,24 @@ install_venv() {
 		rm -rf "$venv"
 		"$python" -m venv --system-site-packages "$venv"
 	fi
-	want=$(cat "$lock" | sha256sum)
-	if [ "$(cat "$venv/.stamp-$lock" 2>/dev/null)" != "$want" ]; then
-		say "installing the pinned Python packages of $lock"
-		"$venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$lock" >&2
-		echo "$want" > "$venv/.stamp-$lock"
-	fi
+	install_lock "$lock"
 	want=$(find pyproject.toml proxyfw profiles iptables -type f ! -name '*.pyc' -exec sha256sum {} + | sort | sha256sum)
 	if [ "$(cat "$venv/.stamp-proxyfw" 2>/dev/null)" != "$want" ]; then
 		say "installing proxyfw"
 		"$venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall . >&2
 		echo "$want" > "$venv/.stamp-proxyfw"
+	fi
+}
+
+# All that a lock names; --no-deps where the packages in it would not agree to it: the lock says why.
+install_lock() {
+	lock=$1
+	shift
+	want=$(cat "$lock" | sha256sum)
+	if [ "$(cat "$venv/.stamp-$lock" 2>/dev/null)" != "$want" ]; then
+		say "installing the pinned Python packages of $lock"
+		"$venv/bin/pip" install -q --disable-pip-version-check "$@" --require-hashes -r "$lock" >&2
+		echo "$want" > "$venv/.stamp-$lock"
 	fi
 }
 
@@ -115,6 +124,7 @@ demo)
 test)
 	install_packages test
 	install_venv requirements-dev.lock
+	install_lock requirements-mitmproxy.lock --no-deps
 	[ "$(id -u)" = 0 ] || say "root is needed to make network namespaces"
 	shift
 	as_root "$venv/bin/pytest" "$@"
@@ -123,6 +133,15 @@ install)
 	install_packages install
 	install_venv requirements.lock
 	say "done: $venv/bin/proxyfw --help"
+	;;
+local)
+	install_venv requirements.lock
+	say "done: $venv/bin/proxyfw --help"
+	;;
+mitmproxy)
+	install_venv requirements.lock
+	install_lock requirements-mitmproxy.lock --no-deps
+	say "done: $venv/bin/proxyfw run --engine mitmproxy --help"
 	;;
 qubes)
 	if [ "$(id -u)" != 0 ]; then

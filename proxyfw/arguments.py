@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from proxyfw import __version__
+from proxyfw.core.config import MAX_PORT
 
 _MAX_DIGITS = 9
 
@@ -64,6 +65,20 @@ def build(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
         )
     for sub in (check, explain, log, status, reload, refresh, allow, revoke, profiles):
         sub.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
+    run.add_argument(
+        "--engine",
+        choices=["proxyfw", "mitmproxy"],
+        default="proxyfw",
+        help="what connections go through: proxyfw's own proxy (default), or mitmproxy, without a packet layer",
+    )
+    run.add_argument(
+        "--mode",
+        metavar="MODE",
+        type=_text,
+        action="append",
+        help="of mitmproxy, may be repeated: regular, socks5, transparent or wireguard, and @HOST:PORT",
+    )
+    run.add_argument("--web", metavar="HOST:PORT", type=_host_port, help="mitmproxy's web view of flows")
     explain.add_argument("client", metavar="CLIENT", type=_text, help="a client of the configuration")
     explain.add_argument(
         "target", metavar="TARGET", type=_text, help="a URL, host, host:port, address:port or [IPv6]:port"
@@ -111,7 +126,11 @@ _RUN_MORE = """\
 Everything starts closed: before the files are read, a fail-safe ruleset refuses all clients, unless rules of
 proxyfw are in force already. If the configuration has an error, the service ends with exit code 2, and
 whatever was in force stays. SIGHUP reloads, SIGTERM stops. After a stop, the packet layer stays in force:
-what addresses decide goes on, what names decide is refused."""
+what addresses decide goes on, what names decide is refused.
+  proxyfw run --engine mitmproxy --mode regular@127.0.0.1:3128
+  proxyfw run --engine mitmproxy --mode wireguard@0.0.0.0:51820 --web 127.0.0.1:8081
+The same policy and the same log, with mitmproxy in place of the proxy: nothing is decrypted, and nothing is done to
+packets. Needs mitmproxy: see README.md."""
 
 _CHECK_MORE = """\
 The smallest configuration:
@@ -205,6 +224,14 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
         raise argparse.ArgumentTypeError(f"a whole number of at most {_MAX_DIGITS} digits is wanted, 0 or more")
     return int(text)
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= _MAX_DIGITS else 0
+    if not host or not host.isprintable() or not 0 < number <= MAX_PORT:
+        raise argparse.ArgumentTypeError("write it as in 127.0.0.1:8081")
+    return host.removeprefix("[").removesuffix("]"), number
 
 
 def _text(text: str) -> str:

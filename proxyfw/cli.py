@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxyfw.arguments import build
 from proxyfw.asking import (
@@ -39,6 +39,9 @@ from proxyfw.profileview import find, profile_list, profile_report, profile_tabl
 from proxyfw.report import counted, feed_lines, status_report
 from proxyfw.statefiles import FEED_FOLDER, LOG_FILE
 
+if TYPE_CHECKING:
+    from proxyfw.mitmengine import MitmPlane
+
 _FOLLOW_PAUSE = 0.3  # seconds between two looks at a followed log
 
 
@@ -59,18 +62,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if not may_administer_network():
-        return fail("run: the packet layer needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; try it with sudo")
     from proxyfw.service import Service
-    from proxyfw.startup import StartError
+    from proxyfw.startup import StartError, is_local
 
+    path = config_path(arguments)
     try:
-        asyncio.run(Service(config_path(arguments)).run())
+        if arguments.engine == "mitmproxy":
+            asyncio.run(Service(path, _mitm_plane(arguments)).run())
+            return 0
+        if arguments.mode or arguments.web:
+            return fail("run: --mode and --web are for --engine mitmproxy")
+        if not is_local(path) and not may_administer_network():
+            return fail("run: the packet layer needs root, or CAP_NET_ADMIN and CAP_NET_BIND_SERVICE; try it with sudo")
+        asyncio.run(Service(path).run())
     except StartError as error:
         for line in str(error).splitlines():
             print(visible(line), file=sys.stderr)
         return fail("not started; what was in force stays in force")
     return 0
+
+
+def _mitm_plane(arguments: argparse.Namespace) -> "MitmPlane":
+    """mitmproxy, which need not be installed. Raises StartError."""
+    from proxyfw.startup import StartError
+
+    try:
+        from proxyfw.mitmengine import MitmPlane
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("proxyfw", ""):
+            raise
+        fix = "in a clone of proxyfw: ./setup.sh mitmproxy; elsewhere: pip install 'proxyfw[mitmproxy]'"
+        raise StartError(f"--engine mitmproxy: Python has no module {error.name!r}; {fix}") from None
+    return MitmPlane(arguments.mode or [], arguments.web)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -78,25 +78,32 @@ def _unheard(said: bool, when: str, reason: Reason) -> Malformed:
 
 
 async def _ask(connection: Connection, asked: Asked) -> tuple[Flow, Reached]:
-    """What is to be logged, and what came of it.
+    """What is to be logged, and what came of it."""
+    flow, wanted = wanted_by(connection, asked)
+    if isinstance(wanted, Deny):
+        return flow, Reached(wanted)
+    reached = await reach(connection, wanted)
+    return flow if reached.server is None else wanted, reached
 
-    An address that the client was told for a permitted name is dialled too: it must then say the name.
+
+def wanted_by(connection: Connection, asked: Asked) -> tuple[Flow, Flow | Deny]:
+    """The flow that was asked for; and the one to permit, or why there is none.
+
+    They differ where an address was asked for that the client was told for a permitted name: it must then say the name.
     """
     client = connection.ends.client
     if isinstance(asked.host, str):
         flow = Flow(client, asked.protocol, None, asked.port, asked.host, _SOURCES[asked.protocol])
-        return flow, await reach(connection, flow)
-    policy = connection.shared.policy
-    told = connection.shared.pins.names(client, asked.host)
+        return flow, flow
+    policy, told = connection.shared.policy, connection.shared.pins.names(client, asked.host)
     flow, verdict = policy.decide_pinned(Flow(client, asked.protocol, asked.host, asked.port), told)
-    if is_refused(verdict) and verdict.reason in (Reason.NO_NAME, Reason.NO_MATCH):
-        for name in told:
-            said = flow._replace(protocol=Protocol.TLS, name=name, name_source=NameSource.SNI)
-            if not is_refused(policy.decide(said)):
-                reached = await reach(connection, said)
-                return (said if reached.server is not None else flow), reached
-        return flow, Reached(verdict if told else Deny(Reason.NO_NAME, detail=_LOOK_UP))
-    return flow, await reach(connection, flow)
+    if not is_refused(verdict) or verdict.reason not in (Reason.NO_NAME, Reason.NO_MATCH):
+        return flow, flow
+    for name in told:
+        said = flow._replace(protocol=Protocol.TLS, name=name, name_source=NameSource.SNI)
+        if not is_refused(policy.decide(said)):
+            return flow, said
+    return flow, verdict if told else Deny(Reason.NO_NAME, detail=_LOOK_UP)
 
 
 def _begin(connection: Connection, flow: Flow, reached: Reached, asked: Asked) -> None:

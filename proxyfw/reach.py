@@ -1,6 +1,5 @@
 """From a flow to a server connection: what is decided, looked up and dialled on the way."""
 
-from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -20,6 +19,13 @@ from proxyfw.edge.resolver import Failure
 MAX_TRIED = 8  # addresses of one name; each may hold a descriptor until the deadline
 
 _REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
+
+
+class Place(NamedTuple):
+    """Where a flow may go: the verdict, and the addresses in the order to try them, where it lets one through."""
+
+    verdict: Verdict
+    addresses: tuple[IPAddress, ...] = ()
 
 
 class Reached(NamedTuple):
@@ -48,31 +54,37 @@ async def reach(connection: Connection, flow: Flow) -> Reached:
 
 
 async def _reach(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Reached:
-    if verdict.reason is Reason.RELAY:
-        return Reached(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
     proxy = policy.upstream_proxy_of(flow.client)
     if proxy is not None:
         return await _through(connection, proxy, flow, verdict)
+    place = await find(connection, policy, flow)
+    if is_refused(place.verdict):
+        return Reached(place.verdict)
+    reached = await _dial(connection, place, flow.port)
+    if reached.server is None and _is_by_name(place.verdict) and flow.destination is not None:
+        assert isinstance(reached.verdict, Deny)
+        place = await _elsewhere(connection, policy, flow, policy.observed(flow.client, reached.verdict))
+        reached = Reached(place.verdict) if is_refused(place.verdict) else await _dial(connection, place, flow.port)
+    return reached
+
+
+async def find(connection: Connection, policy: Policy, flow: Flow) -> Place:
+    """Decides a flow, and looks up where it may go."""
+    verdict = policy.decide(flow)
+    if verdict.reason is Reason.RELAY:
+        return Place(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
     if isinstance(verdict, Allow) and verdict.by_name:
         found = await _by_name(connection, policy, flow, verdict)
         if not isinstance(found, Deny):
-            return found
+            return Place(verdict, found)
         verdict = policy.observed(flow.client, found)
         if is_refused(verdict):
-            return Reached(verdict)
-    if flow.destination is None and flow.name is not None:
-        return await _by_addresses(connection, policy, flow, flow.name, verdict)
-    if is_refused(verdict):
-        return Reached(verdict)
-    dropped = policy.dropped_as_aimed(flow, connection.names())
-    if dropped is not None:
-        return Reached(dropped)
-    assert flow.destination is not None
-    return await _dial(connection, verdict, (flow.destination,), flow.port)
+            return Place(verdict)
+    return await _elsewhere(connection, policy, flow, verdict)
 
 
-async def _by_name(connection: Connection, policy: Policy, flow: Flow, verdict: Allow) -> Reached | Deny:
-    """Dials one of the name's own addresses; that the client aims at another changes nothing."""
+async def _by_name(connection: Connection, policy: Policy, flow: Flow, verdict: Allow) -> tuple[IPAddress, ...] | Deny:
+    """Some of the name's own addresses; that the client aims at another changes nothing."""
     assert flow.name is not None
     aimed_at = flow.destination
     if aimed_at is not None and connection.knows(aimed_at, flow.name):
@@ -88,32 +100,38 @@ async def _by_name(connection: Connection, policy: Policy, flow: Flow, verdict: 
     addresses = policy.reachable(flow, verdict, answer)
     if not addresses:
         return policy.unreached(flow, verdict, answer)
-    order = dial_order(addresses, aimed_at or addresses[0])[:MAX_TRIED]
-    dialled = await _dial(connection, verdict, order, flow.port)
-    return dialled.verdict if isinstance(dialled.verdict, Deny) else dialled
+    return dial_order(addresses, aimed_at or addresses[0])[:MAX_TRIED]
 
 
-async def _by_addresses(
-    connection: Connection, policy: Policy, flow: Flow, name: Hostname, verdict: Verdict
-) -> Reached:
+async def _elsewhere(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Place:
+    """What is let through by anything but a name goes where the client aimed."""
+    if flow.destination is None:
+        return await _by_addresses(connection, policy, flow, verdict) if flow.name is not None else Place(verdict)
+    dropped = None if is_refused(verdict) else policy.dropped_as_aimed(flow, connection.names())
+    return Place(dropped or verdict, (flow.destination,))
+
+
+async def _by_addresses(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Place:
     """A name was asked for that no grant by name leads to: its addresses may be granted, or all is let through.
 
     As if the client had looked it up by the relay, and aimed at what it was told.
     """
-    if not policy.may_resolve(flow.client, name):
-        return Reached(verdict if is_refused(verdict) else Deny(Reason.NO_MATCH, detail="the name does not resolve"))
-    found = await _look_up(connection, flow.client, name, verdict)
+    assert flow.name is not None
+    refused = verdict if is_refused(verdict) else None
+    if not policy.may_resolve(flow.client, flow.name):
+        return Place(refused or Deny(Reason.NO_MATCH, detail="the name does not resolve"))
+    found = await _look_up(connection, flow.client, flow.name, verdict)
     if isinstance(found, Deny):
-        return Reached(verdict if is_refused(verdict) else found)
+        return Place(refused or found)
     observed = isinstance(verdict, Deny) and verdict.observed
     judged = {address: policy.decide(flow._replace(destination=address)) for address in policy.judgeable(flow, found)}
     granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not _is_by_name(each))]
     if not granted:
-        refused = [each for each in (verdict, *judged.values()) if is_refused(each)]
+        refusals = [each for each in (verdict, *judged.values()) if is_refused(each)]
         only = f"it has only {', '.join(map(str, found))}"
-        return Reached(refused[0] if refused else Deny(Reason.PRIVATE_ADDRESS, verdict.rule, only))
+        return Place(refusals[0] if refusals else Deny(Reason.PRIVATE_ADDRESS, verdict.rule, only))
     best = verdict if observed else judged[granted[0]]
-    return await _dial(connection, best, dial_order(tuple(granted), granted[0])[:MAX_TRIED], flow.port)
+    return Place(best, dial_order(tuple(granted), granted[0])[:MAX_TRIED])
 
 
 async def _look_up(
@@ -128,19 +146,21 @@ async def _look_up(
     return Deny(_REASON_OF[answer], verdict.rule) if isinstance(answer, Failure) else answer
 
 
-async def _dial(connection: Connection, verdict: Verdict, addresses: Sequence[IPAddress], port: int) -> Reached:
+async def _dial(connection: Connection, place: Place, port: int) -> Reached:
     try:
-        held = connection.take_held(lambda to: to in addresses)
-        server = held or await dial(addresses, port, connection.shared.poller, connection.arm)
-        return Reached(verdict, server, ip_address(server.peer))
+        held = connection.take_held(lambda to: to in place.addresses)
+        server = held or await dial(place.addresses, port, connection.shared.poller, connection.arm)
+        return Reached(place.verdict, server, ip_address(server.peer))
     except OSError as error:
         reason = Reason.INTERNAL_ADDRESS if isinstance(error, OwnAddressError) else Reason.UNREACHABLE
         detail = error.strerror or "no answer before the deadline"
-        return Reached(Deny(reason, verdict.rule, detail, error=error.errno or 0))
+        return Reached(Deny(reason, place.verdict.rule, detail, error=error.errno or 0))
 
 
 async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, verdict: Verdict) -> Reached:
     """Never another way: what the far end is to be asked for is a name where one is known, and looked up there."""
+    if verdict.reason is Reason.RELAY:
+        return Reached(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
     if is_refused(verdict):
         return Reached(verdict)
     policy = connection.shared.policy

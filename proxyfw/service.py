@@ -5,7 +5,6 @@ import gc
 import math
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Coroutine
@@ -19,9 +18,7 @@ from proxyfw.clientstatus import clients_status
 from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
 from proxyfw.core.policychange import addresses, changed, same
-from proxyfw.core.ruleset import EXPLICIT_PORT, LOG_GROUP, MARK, MASK, PROXY_PORT, RELAY_PORT
-from proxyfw.dnsrelay import DnsRelay
-from proxyfw.dnsserve import DnsServer
+from proxyfw.core.ruleset import LOG_GROUP, MARK, MASK
 from proxyfw.edge import routes
 from proxyfw.edge.control import Answer, Control
 from proxyfw.edge.logdb import LogWriter
@@ -39,10 +36,10 @@ from proxyfw.load import FEEDS, Loaded, load
 from proxyfw.logview import visible
 from proxyfw.packetlog import row_of
 from proxyfw.pinning import PinKeeper
-from proxyfw.proxy import Proxy
+from proxyfw.plane import Plane
 from proxyfw.shared import Shared
 from proxyfw.sources import Sources, SourcesError
-from proxyfw.startup import StartError, has, is_local, listening, listening_at, open_dns, raise_descriptors
+from proxyfw.startup import StartError, is_local
 from proxyfw.statefiles import CONTROL_SOCKET, FEED_FOLDER, LOG_FILE, PIN_FILE
 
 _GARBAGE = 20_000
@@ -65,10 +62,13 @@ class _State:
 class Service:
     """Runs until SIGTERM or SIGINT. SIGHUP reloads. The packet layer stays in force afterwards."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: of the configuration, whose kind is looked at here. Raises StartError."""
+    def __init__(self, path: Path, plane: Plane | None = None) -> None:
+        """`path`: of the configuration, whose kind is looked at here. `plane`: in place of the one that fits it. Raises
+        StartError.
+        """
         self._path = path
-        self._local = is_local(path)
+        self._plane = plane or Plane(is_local(path))
+        self._local = self._plane.local
         self._nft = NoNft() if self._local else Nft()
         self._enforcer = (Unenforced if self._local else Enforcer)(self._nft, say)
         self._sources = Sources(say, self._fail)
@@ -96,12 +96,7 @@ class Service:
             say(line)
         self._state = _State(loaded, loaded.config, time.time())
         loop = asyncio.get_running_loop()
-        families = [family for family in (socket.AF_INET, socket.AF_INET6) if has(family) and not self._local]
-        ports = (PROXY_PORT, EXPLICIT_PORT, RELAY_PORT)
-        proxied, asked, relayed = ([listening(family, port) for family in families] for port in ports)
-        if loaded.config.listen is not None:
-            asked = [listening_at(*loaded.config.listen)]
-        datagrams = [open_dns(family) for family in families]
+        self._plane.open(loaded.config, loaded.policy)
         self._start_log(loaded)
         store = PinStore(Path(loaded.config.state_dir) / PIN_FILE, loop.time)
         self._pins = PinKeeper(loaded.policy, self._nft, self._nft.another(), store, loop)
@@ -120,24 +115,27 @@ class Service:
         self._pins.start()
         resolver = Resolver(Upstream(loaded.policy.upstream, loop.time).ask, loop.time)
         self._shared = Shared(loaded.policy, resolver, self._poller, self._log, self._pins)
-        self._proxy = Proxy(self._shared, raise_descriptors())
-        self._proxy.start(proxied, asked)
-        self._relay = DnsRelay(self._shared)
-        dns = DnsServer(self._relay, loop)
-        await dns.start(datagrams, relayed)
+        self._proxy, self._relay = self._plane.make(self._shared)
+        try:
+            await self._plane.start()
+        except StartError:
+            control.stop()
+            raise
         self._feeds.want(loaded.policy.feeds())
         self._follow(loop, loaded)
         self._expire_later()
         gc.collect()
         gc.freeze()  # what is there now lives as long as the service
         gc.set_threshold(_GARBAGE)  # a connection leaves few cycles behind: look for them less often
+        for line in self._plane.in_words():
+            say(line)
         say(f"ready: {len(loaded.policy.clients)} clients, {len(loaded.profiles)} profiles, log in {self._log.path}")
         notify("READY=1")
         self._watchdog(loop, watchdog_interval(os.environ))
         await self._stop.wait()
         notify("STOPPING=1")
         control.stop()
-        await dns.stop()
+        await self._plane.stop()
         await self._end()
         if self._failed:
             raise StartError(self._failed)
@@ -395,7 +393,7 @@ class Service:
             "clients": clients_status(policy, open_now, pins, self._shared.looked_up),
             "feeds": self._feeds.status(),
             "feeds_on": self._state.loaded.config is None or self._state.loaded.config.feeds,
-            "notes": [*self._state.loaded.notes, *self._sources.trouble],
+            "notes": [*self._plane.in_words(), *self._state.loaded.notes, *self._sources.trouble],
             "resolvers": [f"{address} port {port}" for address, port in policy.upstream],
             "explicit": _explicit(self._state.started, self._state.loaded.config),
             "accepted": self._proxy.accepted,

@@ -52,7 +52,7 @@ async def dial(
 
 def _begin(address: IPAddress, port: int, poller: Poller) -> tuple[Stream, Coroutine[None, None, None]]:
     """A stream, and what to await for it to be connected. Raises OSError."""
-    if _is_own(address, int(poller.loop.time() / _REMEMBER)):
+    if is_own(address, poller.loop.time()):
         raise OwnAddressError(errno.EADDRNOTAVAIL, "the address is this netvm's own")
     sock = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -66,12 +66,16 @@ def _family(address: IPAddress) -> socket.AddressFamily:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+def is_own(address: IPAddress, now: float) -> bool:
+    """Whether the address is this netvm's own (DESIGN, rule 1). `now`: the loop's time, as the answer is kept for a
+    while. Raises OSError where there is no route.
+    """
+    return _is_own(address, int(now / _REMEMBER))
+
+
 @lru_cache(maxsize=1024)
 def _is_own(address: IPAddress, _period: int) -> bool:
-    """Whether the address is this netvm's own (DESIGN, rule 1): it alone is reached from that very address.
-
-    Asked of the routing table, by a UDP socket that sends nothing. Raises OSError where there is no route.
-    """
+    """It alone is reached from that very address. Asked of the routing table, by a UDP socket that sends nothing."""
     with socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
         probe.connect((str(address), 9))
         return bool(probe.getsockname()[0] == str(address))
