@@ -18,7 +18,6 @@ from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import ASKED
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
-from proxyfw.core.upstreamproxy import is_mapped
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.poller import Stream
@@ -150,6 +149,8 @@ class Connection:
             self._late = None
             self.take_held(lambda _: False)
             if self.splice is None:
+                if self.request is not None and not self.decided:
+                    self.record(self.request.flow, self.request.verdict)  # the server was reached, if for nothing
                 self.end_entry(self.closed_by or "client")
                 self.client.close()
                 self._on_done(self)
@@ -165,7 +166,7 @@ class Connection:
         if self.request is not None and self.request.flow.name_source in ASKED:
             asked = self.request.flow
             return flow._replace(name=asked.name, name_source=asked.name_source)
-        return self.shared.policy.decide_pinned(flow, self.names())[0]
+        return self.shared.policy.decide_pinned(flow, self.names(ends.destination))[0]
 
     def granted_unheard(self) -> bool:
         """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
@@ -174,17 +175,22 @@ class Connection:
         may_be = self.request is not None or self.shared.policy.grants_unheard(ends.client, "tcp", ends.port)
         return may_be and isinstance(self.decide(self.flow()), Allow)
 
-    def names(self) -> tuple[Hostname, ...]:
-        """What is known of the address that it aims at: the names that the client was told it for, or asked for."""
-        asked, to = self.request.flow if self.request is not None else None, self.ends.destination
-        if asked is not None and asked.name is not None and asked.name_source in ASKED:
-            return (asked.name,)
-        return self.shared.pins.names(self.ends.client, to) if to is not None else ()
+    def names(self, address: IPAddress | None) -> tuple[Hostname, ...]:
+        """By which an address is known: the name that the client asked for, and those that it was told it for.
+
+        Of an address that was looked up because the name asked for is granted, only that name counts.
+        """
+        told = self.shared.pins.names(self.ends.client, address) if address is not None else ()
+        request = self.request
+        if request is None or request.flow.name is None or request.flow.name_source not in ASKED:
+            return told
+        if address != self.ends.destination:
+            return told
+        by_name = isinstance(request.verdict, Allow) and request.verdict.by_name
+        return (request.flow.name,) if by_name else (request.flow.name, *told)
 
     def knows(self, address: IPAddress, name: Hostname) -> bool:
         """Whether the address is the name's: its client was told so, or it was looked up for this very connection."""
-        if is_mapped(address):
-            return False  # it stood for the name, while an upstream proxy was there
         asked = self.request.flow if self.request is not None else None
         if asked is not None and asked.name_source in ASKED:
             return asked.name == name and address == self.ends.destination

@@ -99,6 +99,9 @@ def load(path: Path, world: World | None = None) -> Loaded:
         problems += check_profiles(config, {name for name in (*profiles, *broken) if not name.startswith(ALLOWED)})
         if world.netvm is None and not on_qubes():
             problems += check_addresses(config)
+        elif config.listen is not None:
+            message = "explicit: listen: is for a machine that is nobody's netvm"
+            problems.append(Problem(Where(str(path)), message, "write explicit: {port: 3128}"))
         if not config.upstream and not _upstream(world):
             message = "no resolver is known: /etc/resolv.conf names none"
             problems.append(Problem(Where(str(path)), message, "write dns: {upstream: [10.139.1.1]}"))

@@ -91,7 +91,7 @@ class MitmCase(Connection):
         if self.protocol is not Protocol.UDP:
             return super().flow(sniffed)
         bare = Flow(self.ends.client, Protocol.UDP, self.ends.destination, self.ends.port)
-        return self.shared.policy.decide_pinned(bare, self.names())[0]
+        return self.shared.policy.decide_pinned(bare, self.names(self.ends.destination))[0]
 
     def granted_unheard(self) -> bool:
         """Whether whatever is spoken here is permitted: there is no packet layer that forwards what networks grant."""

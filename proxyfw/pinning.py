@@ -10,6 +10,7 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.pins import MIN_LIFE, Pin, Pins
 from proxyfw.core.policy import Policy
 from proxyfw.core.ruleset import FLOWTABLE, USED_LIFE, USED_SETS, Pinned, PinnedHost, UsedPort, open_pinned, pinned
+from proxyfw.core.upstreamproxy import is_mapped, mapped
 from proxyfw.core.verdict import Allow, Reason
 from proxyfw.edge.conntrack import ConntrackError, Tracked, flows
 from proxyfw.edge.nft import Nft, NftError
@@ -144,7 +145,8 @@ class PinKeeper:
         """A new policy is in force, and its ruleset, with what `ports` gave: what it does not permit is forgotten.
 
         A client that is not there keeps its pins for when it is back: it has no other use of them, and who it is may
-        only not be known yet. One that is known by its address alone does not: it may be another qube next time.
+        only not be known yet. One that is known by its address alone does not: it may be another qube next time. What
+        stood for a name, while there was an upstream proxy, is nothing without one.
         """
         before, self.policy = self.policy, policy
         exact = {client.name for client in before.clients.values() if client.exact}
@@ -155,7 +157,10 @@ class PinKeeper:
             # What a rule drops does not resolve any more: where it was, the rule must still be able to tell.
             return policy.rules_ask_for(client, name) or policy.may_resolve(client, name)
 
-        self.pins.keep(keeps)
+        def stands(client: str, name: Hostname, address: IPAddress) -> bool:
+            return not is_mapped(address) or address != mapped(name) or policy.upstream_proxy_of(client) is not None
+
+        self.pins.keep(keeps, stands)
         self._open = self._planned
         self._save_soon()
 

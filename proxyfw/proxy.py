@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 
-from proxyfw.connection import Connection, Ends, Entry
+from proxyfw.connection import Connection, Ends, Entry, Request
 from proxyfw.core.address import IPAddress
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
@@ -19,7 +19,7 @@ from proxyfw.serve import serve
 from proxyfw.shared import Shared
 
 MAX_CONNECTIONS = 16384
-MAX_PER_CLIENT = 4096
+MAX_PER_CLIENT = 4096  # and never more than half of those that there may be
 MAX_UNDECIDED = 512  # of one client, without a verdict yet: each may hold 64 KiB of a hello in pieces
 DESCRIPTORS_EACH = 6  # two sockets, and a pipe each way when both are stalled
 IDLE = 3600.0  # seconds without a byte either way in a splice
@@ -36,7 +36,7 @@ class Proxy:
 
     def __init__(self, shared: Shared, max_connections: int = MAX_CONNECTIONS) -> None:
         self._shared = shared
-        self._max = max_connections
+        self._max, self._max_per_client = max_connections, min(MAX_PER_CLIENT, max_connections // 2)
         self._listeners: list[socket.socket] = []
         self._explicit: frozenset[socket.socket] = frozenset()
         self._live: set[Connection] = set()
@@ -122,8 +122,8 @@ class Proxy:
             return Deny(Reason.UNKNOWN_CLIENT)
         if len(self._live) >= self._max:
             return Deny(Reason.LIMIT, detail=f"{self._max} connections are open in all")
-        if self._per_client[client] >= MAX_PER_CLIENT:
-            return Deny(Reason.LIMIT, detail=f"{MAX_PER_CLIENT} connections of this client are open")
+        if self._per_client[client] >= self._max_per_client:
+            return Deny(Reason.LIMIT, detail=f"{self._max_per_client} connections of this client are open")
         if self._undecided[client] >= MAX_UNDECIDED:
             return Deny(Reason.LIMIT, detail=f"{MAX_UNDECIDED} connections of this client are being set up")
         return None
@@ -176,9 +176,19 @@ def _may_go_on(connection: Connection, before: Policy, policy: Policy) -> bool:
         return False
     if policy.upstream_proxy_of(ends.client) != before.upstream_proxy_of(ends.client):
         return False
-    if request is not None and is_refused(policy.decide(request.flow)):
+    if request is not None and not _may_still_ask(policy, request, connection.names(request.flow.destination)):
         return False
-    return entry is None or _still_permitted(policy, entry, connection.names())
+    if entry is None:
+        return True
+    reached = _address(entry.row.destination) if entry.row.destination else None
+    return _still_permitted(policy, entry, connection.names(entry.flow.destination or reached))
+
+
+def _may_still_ask(policy: Policy, request: Request, told: Iterable[Hostname]) -> bool:
+    by_name = isinstance(request.verdict, Allow) and request.verdict.by_name
+    if not by_name and request.flow.destination is not None and policy.dropped_as_aimed(request.flow, told) is not None:
+        return False
+    return not is_refused(policy.decide(request.flow))
 
 
 def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> bool:
@@ -189,7 +199,7 @@ def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> 
     verdict = policy.decide(flow)
     if policy.upstream_proxy_of(flow.client) is not None:
         return not is_refused(verdict)  # where the far end went, is not known here
-    if not entry.row.destination:
+    if not entry.row.destination:  # it left by an upstream proxy, which is there no longer
         return False
     reached = _address(entry.row.destination)
     if isinstance(verdict, Allow) and verdict.by_name:

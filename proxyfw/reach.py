@@ -107,8 +107,16 @@ async def _elsewhere(connection: Connection, policy: Policy, flow: Flow, verdict
     """What is let through by anything but a name goes where the client aimed."""
     if flow.destination is None:
         return await _by_addresses(connection, policy, flow, verdict) if flow.name is not None else Place(verdict)
-    dropped = None if is_refused(verdict) else policy.dropped_as_aimed(flow, connection.names())
-    return Place(dropped or verdict, (flow.destination,))
+    if is_refused(verdict):
+        return Place(verdict)
+    return Place(_as_aimed(connection, policy, flow, flow.destination) or verdict, (flow.destination,))
+
+
+def _as_aimed(connection: Connection, policy: Policy, flow: Flow, address: IPAddress) -> Deny | None:
+    """Why the address is not dialled as it is, whatever permits it."""
+    if policy.is_internal(address):
+        return Deny(Reason.INTERNAL_ADDRESS, detail="between clients, only the kernel forwards")
+    return policy.dropped_as_aimed(flow._replace(destination=address), connection.names(address))
 
 
 async def _by_addresses(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Place:
@@ -124,7 +132,10 @@ async def _by_addresses(connection: Connection, policy: Policy, flow: Flow, verd
     if isinstance(found, Deny):
         return Place(refused or found)
     observed = isinstance(verdict, Deny) and verdict.observed
-    judged = {address: policy.decide(flow._replace(destination=address)) for address in policy.judgeable(flow, found)}
+    judged = {
+        address: _as_aimed(connection, policy, flow, address) or policy.decide(flow._replace(destination=address))
+        for address in policy.judgeable(flow, found)
+    }
     granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not _is_by_name(each))]
     if not granted:
         refusals = [each for each in (verdict, *judged.values()) if is_refused(each)]
@@ -140,7 +151,7 @@ async def _look_up(
     resolver = connection.shared.resolver
     answer = resolver.cached(name)
     if answer is None:
-        if not connection.shared.may_look_up(client, questions=2):  # IPv6 and IPv4
+        if not resolver.is_asking(name) and not connection.shared.may_look_up(client, questions=2):  # IPv6 and IPv4
             return Deny(Reason.LIMIT, verdict.rule, "too many look-ups")
         answer = await resolver.resolve(name, client)
     return Deny(_REASON_OF[answer], verdict.rule) if isinstance(answer, Failure) else answer
@@ -164,10 +175,12 @@ async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, ver
     if is_refused(verdict):
         return Reached(verdict)
     policy = connection.shared.policy
-    dropped = None if _is_by_name(verdict) else _dropped(connection, policy, flow)
-    if dropped is not None:
-        return Reached(dropped)
-    host = policy.leaves_for(flow, connection.names())
+    names = connection.names(flow.destination)
+    if flow.destination is not None and not _is_by_name(verdict):
+        dropped = policy.dropped_as_aimed(flow, names)
+        if dropped is not None:
+            return Reached(dropped)
+    host = policy.leaves_for(flow, names)
     if host is None:
         return Reached(Deny(Reason.NO_NAME, verdict.rule, "it is not known which host this address stands for"))
     try:
@@ -181,7 +194,3 @@ async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, ver
 
 def _is_by_name(verdict: Verdict) -> bool:
     return isinstance(verdict, Allow) and verdict.by_name
-
-
-def _dropped(connection: Connection, policy: Policy, flow: Flow) -> Deny | None:
-    return policy.dropped_as_aimed(flow, connection.names()) if flow.destination is not None else None

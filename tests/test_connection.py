@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from proxyfw import reach as module
-from proxyfw.connection import Connection, Ends, Entry
+from proxyfw.connection import Connection, Ends, Entry, Request
 from proxyfw.core.address import IPAddress
 from proxyfw.core.clients import Member
 from proxyfw.core.config import Config
@@ -18,11 +19,12 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
 from proxyfw.core.qubes_rules import parse_rules
+from proxyfw.core.upstreamproxy import UpstreamProxy, parse_upstream_proxy
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.poller import Stream
 from proxyfw.edge.resolver import Addresses
-from proxyfw.proxy import _still_permitted
+from proxyfw.proxy import _may_go_on, _still_permitted
 
 AIMED, REAL, DEAD, SIX = map(ip_address, ("192.0.2.1", "192.0.9.1", "192.0.9.9", "2001:db8::1"))
 GRANTED = ip_address("192.0.8.1")
@@ -30,13 +32,13 @@ WEB, DROPPED, OTHER = map(Hostname, ("web.example", "b.example", "z.example"))
 B = "action=drop dsthost=b.example"
 
 
-def policy(*rules: str, observe: bool = False, dns_all: bool = False) -> Policy:
+def policy(*rules: str, observe: bool = False, dns_all: bool = False, away: UpstreamProxy | None = None) -> Policy:
     profile, _ = parse_profile("web", "web", "domains: [web.example]\nnetworks: [192.0.8.1]\n")
     assert profile is not None
     library, _ = link({"web": profile})
     found = parse_rules({"policy": "drop", **{f"{number:04}": rule for number, rule in enumerate(rules)}})
     work = Member("work", ("web",), observe, dns_all, addresses=(ip_address("10.137.0.11"),), rules={4: found})
-    return build(Config({}), library, (), [work])
+    return build(Config({}), library, (), [replace(work, upstream_proxy=away)])
 
 
 def flow(name: Hostname) -> Flow:
@@ -146,7 +148,7 @@ def test_a_family_without_rules_is_not_dialled_for_a_client_that_has_some(monkey
     assert isinstance(connect(monkeypatch, policy(), net, WEB), Allow)
     assert net.dialled == [REAL]
     net = Net(answer=(SIX,))
-    assert connect(monkeypatch, policy(), net, WEB).reason is Reason.PRIVATE_ADDRESS
+    assert connect(monkeypatch, policy(), net, WEB).reason is Reason.QUBES_RULE
     assert net.dialled == []
 
 
@@ -182,6 +184,14 @@ PRIVATE = ip_address("10.1.2.3")
             Reason.UNREACHABLE,
             [DEAD],
             id="an address of it that a Qubes rule accepts",
+        ),
+        pytest.param(
+            policy("action=accept dst4=10.137.0.12/32", dns_all=True),
+            OTHER,
+            (ip_address("10.137.0.12"),),
+            Reason.NO_MATCH,
+            [],
+            id="a neighbour that a Qubes rule names: only the kernel leads there",
         ),
         pytest.param(
             policy("action=accept proto=tcp dstports=443-443"),
@@ -266,3 +276,92 @@ def test_a_mapped_address_is_not_the_names_own_once_the_upstream_proxy_is_gone(m
     made = Connection(client, ends, shared, lambda _: True, lambda _: None)
     reached = asyncio.run(module.reach(made, flow(WEB)._replace(destination=mapped_to)))
     assert (reached.verdict.reason, net.dialled) == (Reason.DOMAIN, [REAL])
+
+
+def test_an_address_that_was_told_for_a_dropped_name_is_not_reached_by_asking_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Net([DROPPED], answer=(GRANTED,))
+    verdict = connect(monkeypatch, policy(B, dns_all=True), net, asked(OTHER))
+    assert (verdict, net.dialled) == (Deny(Reason.NO_MATCH), [])
+    assert isinstance(connect(monkeypatch, policy(B, dns_all=True), Net(answer=(GRANTED,)), asked(OTHER)), Allow)
+
+
+def test_a_neighbour_that_a_rule_names_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    neighbour, net = ip_address("10.137.0.12"), Net()
+    to = Flow("work", Protocol.SOCKS, neighbour, 22)
+    verdict = connect(monkeypatch, policy("action=accept dst4=10.137.0.12/32"), net, to)
+    assert (verdict.reason, net.dialled) == (Reason.INTERNAL_ADDRESS, [])
+
+
+AWAY = parse_upstream_proxy("socks5://192.0.2.9:1080")
+
+
+def living(
+    policy_then: Policy, request: Flow | None, entry: Entry | None, at: IPAddress | None, net: Net
+) -> Connection:
+    """A connection as it stands while a new policy comes."""
+    poller = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0))
+    shared: Any = SimpleNamespace(policy=policy_then, pins=net, poller=poller)
+    client: Any = None
+    made = Connection(
+        client, Ends("work", "10.137.0.11", at, str(at or ""), 443), shared, lambda _: True, lambda _: None
+    )
+    made.request = Request(request, "", policy_then.decide(request)) if request is not None else None
+    made.entry = entry
+    return made
+
+
+def entry_of(to: Flow, reached: str, by_name: bool) -> Entry:
+    return Entry(to, Row(destination=reached), 0.0, by_name)
+
+
+TO_GRANTED = Flow("work", Protocol.CONNECT, GRANTED, 443, OTHER, NameSource.CONNECT)
+BY_URL = Flow("work", Protocol.HTTP, GRANTED, 80)
+BY_URL_NAME = Flow("work", Protocol.HTTP, None, 80, OTHER, NameSource.HOST)
+WEB_ASKED = asked(WEB)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "request_", "entry", "at", "told", "goes_on"),
+    [
+        pytest.param(policy(), policy(), WEB_ASKED, None, REAL, [], True, id="nothing has changed"),
+        pytest.param(policy(), Policy([], ()), WEB_ASKED, None, REAL, [], False, id="the client is gone"),
+        pytest.param(policy(), policy(away=AWAY), WEB_ASKED, None, REAL, [], False, id="all leaves by a proxy now"),
+        pytest.param(
+            policy(away=AWAY), policy(), WEB_ASKED, entry_of(flow(WEB), "", True), None, [], False, id="none does now"
+        ),
+        pytest.param(
+            policy(away=AWAY), Policy([], ()), WEB_ASKED, entry_of(flow(WEB), "", True), None, [], False,
+            id="the client is gone, and what was reached is not known",
+        ),
+        pytest.param(
+            policy(), policy("action=drop dsthost=web.example"), WEB_ASKED, None, REAL, [], False,
+            id="the name asked for is dropped",
+        ),
+        pytest.param(policy(), policy(B), TO_GRANTED, None, GRANTED, [], True, id="an address that is granted"),
+        pytest.param(policy(), policy(B), TO_GRANTED, None, GRANTED, [DROPPED], False, id="it is a dropped name's too"),
+        pytest.param(
+            policy(), policy(B), None, entry_of(BY_URL, str(GRANTED), False), None, [], True, id="by a URL's address"
+        ),
+        pytest.param(
+            policy(), policy(B), None, entry_of(BY_URL, str(GRANTED), False), None, [DROPPED], False,
+            id="by a URL's address, which is a dropped name's too",
+        ),
+        pytest.param(
+            policy(), policy(B), None, entry_of(BY_URL_NAME, str(GRANTED), False), None, [DROPPED], False,
+            id="by a URL's name that leads there",
+        ),
+    ],
+)  # fmt: skip
+def test_what_goes_on_under_a_new_policy(
+    then: Policy,
+    now: Policy,
+    request_: Flow | None,
+    entry: Entry | None,
+    at: IPAddress | None,
+    told: list[Hostname],
+    goes_on: bool,
+) -> None:
+    made = living(then, request_, entry, at, Net(told))
+    assert _may_go_on(made, then, now) is goes_on

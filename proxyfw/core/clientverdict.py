@@ -53,10 +53,13 @@ def stands_for_name(client: ClientPolicy, address: IPAddress | None) -> bool:
 
 
 def closed(client: ClientPolicy, destination: IPAddress | None) -> Deny | None:
-    """Where the Qubes firewall rules cannot be read, nothing is permitted."""
+    """Where the Qubes firewall rules cannot be read, nothing is permitted; nor at an address of a family for which the
+    client has none, where it has any: no rule could drop anything there.
+    """
     rules = client.rules_for(destination)
     if rules is None:
-        return Deny(Reason.QUBES_RULE, detail="no firewall rules are known") if client.exact else None
+        none = client.exact or client.rules
+        return Deny(Reason.QUBES_RULE, detail=f"no IPv{destination.version if destination else 4} firewall rules are known") if none else None
     return Deny(Reason.QUBES_RULE, detail=rules.broken) if rules.broken else None
 
 

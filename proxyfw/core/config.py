@@ -120,11 +120,9 @@ def parse_config(file: str, text: str) -> tuple[Config | None, list[Problem]]:
     )
     if document.failed:
         return None, document.problems
-    if config.listen is not None and config.upstream_proxy is not None:
-        own, proxy = config.listen, config.upstream_proxy
-        if own == (proxy.address, proxy.port):
-            fix = "write the address of another proxy"
-            document.error(document.where(fields["upstream_proxy"]), "upstream_proxy is this very proxy", fix)
+    if config.listen is not None:
+        _check_listen(document, fields["explicit"], config, config.listen)
+        if document.failed:
             return None, document.problems
     if not (config.clients or config.clients_file or config.tags or config.unlisted_qubes):
         fix = "list the qubes under clients:, as in work: [github]"
@@ -314,6 +312,19 @@ def _explicit(document: Document, node: Node | None) -> _Explicit:
         fix = "write it as in 127.0.0.1:3128 or [::1]:3128"
         document.error(text.where, f'"{text.value}" is not an address with a port', fix)
     return _Explicit(0, found, local=True)
+
+
+def _check_listen(document: Document, node: Node, config: Config, listen: tuple[IPAddress, int]) -> None:
+    address, port = listen
+    where = document.where(node)
+    own = [config.upstream_proxy, *(c.upstream_proxy for c in (*config.clients.values(), *config.tags.values()))]
+    anywhere = address.is_unspecified
+    if any(each is not None and each.port == port and (anywhere or each.address == address) for each in own):
+        fix = "write the address of another proxy, or listen at another port"
+        document.error(where, "upstream_proxy is this very proxy", fix)
+    elif not address.is_loopback:
+        message = "explicit: listens for other machines, and only for them that ask: nothing else of theirs is judged"
+        document.warn(where, message, "to judge all that a machine sends, make this its netvm: {port: 3128}")
 
 
 def _upstream_proxy(document: Document, node: Node | None) -> UpstreamProxy | None:

@@ -139,12 +139,20 @@ class Pins:
         for held in self._clients.get(client, self._nobody).by_address.get(address, {}).values():
             self._prolong(held, until)
 
-    def keep(self, permitted: Callable[[str, Hostname], bool]) -> None:
-        """A new policy: forget what it does not permit, in use or not."""
+    def keep(
+        self,
+        permitted: Callable[[str, Hostname], bool],
+        stands: Callable[[str, Hostname, IPAddress], bool] = lambda *_: True,
+    ) -> None:
+        """A new policy: forget what it does not permit, and addresses that stand for their names no longer; in use or
+        not.
+        """
         for client, own in self._clients.items():
-            refused = [pins for name, pins in own.by_name.items() if not permitted(client, name)]
-            for held in [held for pins in refused for held in pins.values()]:
-                self._forget(own, held)
+            kept = {name: permitted(client, name) for name in own.by_name}
+            every = [held for pins in own.by_name.values() for held in pins.values()]
+            for held in every:
+                if not kept[held.name] or not stands(client, held.name, held.address):
+                    self._forget(own, held)
 
     def expire(self, now: float) -> None:
         """Forget what has run out and is not in use; what is in use lives on, in the store too, should we be killed."""

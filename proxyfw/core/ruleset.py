@@ -217,11 +217,11 @@ def _client_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str
 
 
 def _first_lines(number: int, client: ClientPolicy, policy: Policy) -> list[str]:
-    """What goes before rule 1: rules that cannot be read, and DNS."""
+    """What goes before rule 1: rules that cannot be read, or of one family alone, and DNS."""
     lines = []
     for version in (4, 6):
         rules = client.rules.get(version)
-        if (rules is None and client.exact) or (rules is not None and rules.broken):
+        if (rules is None and (client.exact or client.rules)) or (rules is not None and rules.broken):
             lines.append(f"meta nfproto ipv{version} {REFUSE}")
         elif rules is not None:
             lines += _dns_packets(number, client, policy, version, rules)

@@ -1,9 +1,10 @@
 """The namespaces of the demo: clients behind a netvm, wired as Qubes OS does it, and one that is the internet."""
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ UPLINK4, UPLINK6 = "198.51.100.1", "2001:db8:1::1"
 RESOLVER = "198.51.100.53"
 CLIENT_DNS = ("10.139.1.1", "10.139.1.2")
 ROUTER4, ROUTER6 = "198.51.100.254", "2001:db8:1::fe"
+ALL4, ALL6 = "0.0.0.0/0", "::/0"
 DOWNSTREAM_GROUP, UPSTREAM_GROUP = 2, 1  # the interface groups of Qubes OS
 _NETNS_FILES = Path("/etc/netns")
 
@@ -82,39 +84,39 @@ class Network:
         return [*(self.namespace(name) for name in self.clients), self.netvm, self.internet]
 
     def _make(self) -> None:
-        for namespace in self._namespaces():
-            _run("ip", "netns", "add", namespace)
-            _run("ip", "-n", namespace, "link", "set", "lo", "up")
-        for namespace in (self.netvm, self.internet):
-            for setting in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
-                _run(*self.command(namespace, "sysctl", "-qw", setting))
-        self._make_internet()
+        _ip(None, *(f"netns add {namespace}" for namespace in self._namespaces()))
+        _ip(self.netvm, *self._inside_netvm())
+        _ip(self.internet, *self._inside_internet())
         for qube in self.clients.values():
-            self._make_client(qube)
-
-    def _make_internet(self) -> None:
-        self._veth(self.netvm, "eth0", self.internet, "eth0")
-        _run("ip", "-n", self.netvm, "link", "set", "eth0", "group", str(UPSTREAM_GROUP))
-        self._address(self.netvm, "eth0", f"{UPLINK4}/24", f"{UPLINK6}/64")
-        self._address(self.internet, "eth0", f"{ROUTER4}/24", f"{ROUTER6}/64", f"{RESOLVER}/24")
-        for address in self._addresses:  # on the link, as neighbour discovery answers for no other interface's
-            self._address(self.internet, "eth0", f"{address}/{128 if ':' in address else 32}")
-        self._route(self.netvm, "default", "via", ROUTER4)
-        self._route(self.netvm, "default", "via", ROUTER6)
+            _ip(self.namespace(qube.name), *_inside_client(qube))
+        for namespace in (self.netvm, self.internet):
+            _run(*self.command(namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"))
         self._resolvers(self.netvm, (RESOLVER,))
+        for name in self.clients:
+            self._resolvers(self.namespace(name), CLIENT_DNS)  # which Qubes hands out
 
-    def _make_client(self, qube: Qube) -> None:
-        namespace = self.namespace(qube.name)
-        self._veth(self.netvm, qube.vif, namespace, "eth0")
-        _run("ip", "-n", self.netvm, "link", "set", qube.vif, "group", str(DOWNSTREAM_GROUP))
-        self._address(self.netvm, qube.vif, f"{GATEWAY4}/32", f"{GATEWAY6}/128")
-        self._route(self.netvm, f"{qube.address4}/32", "dev", qube.vif)
-        self._route(self.netvm, f"{qube.address6}/128", "dev", qube.vif)
-        self._address(namespace, "eth0", f"{qube.address4}/32", f"{qube.address6}/128")
-        for gateway in (GATEWAY4, GATEWAY6):
-            self._route(namespace, gateway, "dev", "eth0")
-            self._route(namespace, "default", "via", gateway, "dev", "eth0", "onlink")
-        self._resolvers(namespace, CLIENT_DNS)  # which Qubes hands out
+    def _inside_netvm(self) -> Iterator[str]:
+        """What `ip` does in the netvm; its links reach the others."""
+        yield "link set lo up"
+        yield f"link add eth0 group {UPSTREAM_GROUP} type veth peer name eth0 netns {self.internet}"
+        yield "link set eth0 up"
+        yield from _addresses("eth0", f"{UPLINK4}/24", f"{UPLINK6}/64")
+        for qube in self.clients.values():
+            namespace = self.namespace(qube.name)
+            yield f"link add {qube.vif} group {DOWNSTREAM_GROUP} type veth peer name eth0 netns {namespace}"
+            yield f"link set {qube.vif} up"
+            yield from _addresses(qube.vif, f"{GATEWAY4}/32", f"{GATEWAY6}/128")
+            yield f"route add {qube.address4}/32 dev {qube.vif}"
+            yield f"route add {qube.address6}/128 dev {qube.vif}"
+        yield f"route add {ALL4} via {ROUTER4}"
+        yield f"route add {ALL6} via {ROUTER6}"
+
+    def _inside_internet(self) -> Iterator[str]:
+        yield "link set lo up"
+        yield "link set eth0 up"
+        yield from _addresses("eth0", f"{ROUTER4}/24", f"{ROUTER6}/64", f"{RESOLVER}/24")
+        # On the link, as neighbour discovery answers for no other interface's.
+        yield from _addresses("eth0", *(f"{each}/{128 if ':' in each else 32}" for each in self._addresses))
 
     def _resolvers(self, namespace: str, addresses: Sequence[str]) -> None:
         """What is asked for names in a namespace: `ip netns exec` lays these files over /etc."""
@@ -123,22 +125,32 @@ class Network:
         servers = "".join(f"nameserver {address}\n" for address in addresses)
         (files / "resolv.conf").write_text(f"{servers}options timeout:2 attempts:1\n")
 
-    def _veth(self, left: str, left_name: str, right: str, right_name: str) -> None:
-        _run("ip", "-n", left, "link", "add", left_name, "type", "veth", "peer", "name", right_name, "netns", right)
-        for namespace, name in ((left, left_name), (right, right_name)):
-            _run("ip", "-n", namespace, "link", "set", name, "up")
 
-    def _address(self, namespace: str, interface: str, *addresses: str) -> None:
-        for address in addresses:
-            extra = ["nodad"] if ":" in address else []
-            _run("ip", "-n", namespace, "address", "add", address, "dev", interface, *extra)
-
-    def _route(self, namespace: str, *route: str) -> None:
-        family = "-6" if any(":" in word for word in route) else "-4"
-        _run("ip", "-n", namespace, family, "route", "add", *route)
+def _inside_client(qube: Qube) -> Iterator[str]:
+    yield "link set lo up"
+    yield "link set eth0 up"
+    yield from _addresses("eth0", f"{qube.address4}/32", f"{qube.address6}/128")
+    for everywhere, gateway in ((ALL4, GATEWAY4), (ALL6, GATEWAY6)):
+        yield f"route add {gateway} dev eth0"
+        yield f"route add {everywhere} via {gateway} dev eth0 onlink"
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
+def _addresses(interface: str, *addresses: str) -> Iterator[str]:
+    for address in addresses:
+        yield f"address add {address} dev {interface}{' nodad' if ':' in address else ''}"
+
+
+def _ip(namespace: str | None, *lines: str) -> None:
+    """Has one `ip` do all of these, one after the other, up to the first that fails."""
+    where = ["-n", namespace] if namespace else []
+    _run("ip", *where, "-batch", "-", text="".join(f"{line}\n" for line in lines))
+
+
+def _run(*command: str, text: str = "") -> None:
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise NetworkError(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+        said = done.stderr.strip() or done.stdout.strip()
+        failed = re.search(r"^Command failed -:(\d+)$", said, re.MULTILINE)
+        line = f" ({text.splitlines()[int(failed[1]) - 1]})" if failed else ""
+        raise NetworkError(f"{' '.join(command)}{line}: {said}")

@@ -114,6 +114,10 @@ class Resolver:
             return None
         return tuple(address for answer, _ in held for address in answer.addresses) or None
 
+    def is_asking(self, name: Hostname) -> bool:
+        """Whether this name is being looked up, so that nothing more is asked by `resolve`."""
+        return name in self._resolving
+
     async def resolve(self, name: Hostname, client: str = "") -> Addresses:
         """The addresses of a name, IPv6 and IPv4, in the order of the answers; never empty."""
         held = self.cached(name)

@@ -208,10 +208,16 @@ def test_settings(lines: str, field: str, value: object) -> None:
             id="explicit twice",
         ),
         pytest.param(
-            "explicit: {listen: '127.0.0.1:3128'}\nupstream_proxy: http://127.0.0.1:3128",
+            "upstream_proxy: http://127.0.0.1:3128\nexplicit: {listen: '127.0.0.1:3128'}",
             "upstream_proxy is this very proxy",
             "another",
             id="upstream_proxy in a circle",
+        ),
+        pytest.param(
+            "upstream_proxy: http://127.0.0.1:3128\nexplicit: {listen: '0.0.0.0:3128'}",
+            "upstream_proxy is this very proxy",
+            "another",
+            id="upstream_proxy in a circle, of any address",
         ),
         pytest.param("explicit: {port: 0}", "not a port", "1 to 65535", id="explicit at port 0"),
         pytest.param("explicit: {port: 70000}", "not a port", "1 to 65535", id="explicit at no port"),

@@ -239,6 +239,7 @@ def test_the_packet_layer_forwards_nothing() -> None:
     found = chains(ruleset.render(policy("action=accept dsthost=a.example", "action=accept dst4=192.0.2.0/24"), "", 2))
     assert found["client-0"] == [
         "meta nfproto ipv4 meta l4proto { tcp, udp } th dport 53 jump dns-0-4",
+        "meta nfproto ipv6 goto refuse-qubes",
         "udp dport 53 goto to-relay",
         "tcp dport 53 goto to-relay",
         "ip daddr @never4 goto refuse-internal",

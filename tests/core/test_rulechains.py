@@ -233,7 +233,8 @@ def test_the_closing_rule_ends_the_chain_of_a_client_that_is_not_listed(policies
 
 
 def test_broken_rules_close_their_own_client_alone() -> None:
-    broken = Member("work", ("nets",), addresses=ADDRESSES["work"], rules={4: parse_rules({"policy": "no"})})
+    six = parse_rules({"policy": "drop"})
+    broken = Member("work", ("nets",), addresses=ADDRESSES["work"], rules={4: parse_rules({"policy": "no"}), 6: six})
     whole = Member("study", ("nets",), addresses=ADDRESSES["study"], rules={4: parse_rules({"policy": "drop"})})
     with_it = build(Config({}), LIBRARY, UPSTREAM, [broken, whole])
     tables = nftmodel.read(ruleset.render(with_it, "", 2))
@@ -242,6 +243,8 @@ def test_broken_rules_close_their_own_client_alone() -> None:
         assert tables.judge(Packet(ADDRESSES["work"][0], granted, protocol, 53)) == "refuse-qubes"
         assert tables.judge(Packet(ADDRESSES["study"][0], granted, protocol)) == "forward-it"
     assert tables.judge(Packet(ADDRESSES["work"][1], ip_address("2001:db8:2::1"), "tcp", 22)) == "forward-it"
+    # A family without any rules is one of which nobody has said what it may.
+    assert tables.judge(Packet(ADDRESSES["study"][1], ip_address("2001:db8:2::1"), "tcp", 22)) == "refuse-qubes"
 
 
 def test_the_sets_of_a_host_hold_what_it_was_told_for() -> None:

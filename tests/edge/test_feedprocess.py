@@ -630,12 +630,12 @@ def test_past_its_patience_it_is_killed_with_all_that_it_started(
     path = feed(line.text + "def refresh(current):\n  hold()\n  time.sleep(1000)\n")
 
     async def scenario() -> Answer:
-        asking = asyncio.create_task(ask({"python": str(path), "current": []}, 3))
+        asking = asyncio.create_task(ask({"python": str(path), "current": []}, 1.5))
         async with line.taken() as (_, reader):
             assert await _ends(reader)
         return await asking
 
-    assert run(scenario()) == Failed("timed out after 3 s")
+    assert run(scenario()) == Failed("timed out after 1.5 s")
 
 
 def test_cancelled_it_is_killed_with_all_that_it_started(feed: Feed, line: Line) -> None:
@@ -795,7 +795,10 @@ def test_how_it_may_end(worker: Callable[[str], None], tmp_path: Path, script: s
     assert refreshed(tmp_path / "mine.py", many) == answer
 
 
-def test_a_process_that_does_not_end_is_killed(worker: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_process_that_does_not_end_is_killed(
+    worker: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedprocess, "_GRACE", 0.0)
     worker("""cat > /dev/null; echo '{"status": "same"}'; exec 1>&- 2>&-; exec sleep 1000""")
     assert refreshed(tmp_path / "mine.py", patience=0.5) == Failed("timed out after 0.5 s")
 

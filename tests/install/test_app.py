@@ -210,7 +210,12 @@ def test_uninstalling_half_an_installation(boot, rw):
 
 
 def test_uninstalling_that_stops_half_way_says_so_and_goes_on_when_it_is_run_again(boot, rw):
-    netvm = boot("stuck", rw)
+    def soon_given_up(upper: Path) -> None:
+        folder = upper / "etc/systemd/system/qubes-firewall.service.d"
+        folder.mkdir(parents=True)
+        (folder / "pause.conf").write_text("[Service]\nRestartSec=200ms\n")  # between its attempts to start
+
+    netvm = boot("stuck", rw, prepare=soon_given_up)
     assert netvm.eventually(lambda: netvm.state("qubes-firewall", "LoadState") == "masked")
     netvm.run("mv", "/usr/bin/qubes-firewall", "/usr/bin/qubes-firewall.away")
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from lab import names_world, qubes_world, world
+from lab.control import reload
+from lab.impatient import IMPATIENT, with_constants
 from lab.sockets import eventually, socket_in
 from proxyfw.demo.lab import Lab
 from proxyfw.edge.logdb import LogReader
@@ -78,6 +80,45 @@ def explicit_lab() -> Iterator[Lab]:
     yield from _started(explicit={"port": world.EXPLICIT_PORT})
 
 
+@pytest.fixture(scope="session")
+def shared_spare() -> Iterator[Lab]:
+    """The world of `spare_lab`."""
+    yield from _started()
+
+
+@pytest.fixture
+def spare_lab(shared_spare: Lab) -> Iterator[Lab]:
+    """A world whose configuration a test may change: it is put back afterwards, and the service goes on meanwhile."""
+    yield shared_spare
+    _put_back(shared_spare)
+
+
+@pytest.fixture(scope="session")
+def shared_hasty() -> Iterator[Lab]:
+    """The world of `hasty_lab`."""
+    for made in _started():
+        made.end_service()
+        made.start_service(*with_constants(IMPATIENT))
+        yield made
+
+
+@pytest.fixture
+def hasty_lab(shared_hasty: Lab) -> Iterator[Lab]:
+    """As `spare_lab`, and its service soon gives up waiting. test_hellos waits for as long as it does by itself."""
+    yield shared_hasty
+    _put_back(shared_hasty)
+
+
+def _put_back(lab: Lab) -> None:
+    for folder in ("profiles", "allowed", "feeds"):
+        shutil.rmtree(lab.folder / folder, ignore_errors=True)
+    (lab.folder / "profiles").mkdir()
+    for name, text in world.PROFILES.items():
+        lab.write_profile(name, text)
+    lab.write_config(world.CLIENTS)
+    reload(lab)
+
+
 class Log:
     """What `proxyfw log --json` tells since the test began; read here, as the command takes longer to start."""
 
@@ -116,6 +157,18 @@ def fresh_log(fresh_lab: Lab) -> Log:
     return Log(fresh_lab)
 
 
+@pytest.fixture
+def spare_log(spare_lab: Lab) -> Log:
+    """The log of the spare world from here on."""
+    return Log(spare_lab)
+
+
+@pytest.fixture
+def hasty_log(hasty_lab: Lab) -> Log:
+    """The log of the impatient world from here on."""
+    return Log(hasty_lab)
+
+
 @pytest.fixture(scope="session")
 def shared_names() -> Iterator[names_world.World]:
     """The world of the relay's tests, that tests share."""
@@ -134,6 +187,28 @@ def fresh_names() -> Iterator["Names"]:
     """Such a world of the test's own."""
     with names_world.make() as made:
         yield Names(made)
+
+
+@pytest.fixture(scope="session")
+def shared_spare_names() -> Iterator[names_world.World]:
+    """The world of `spare_names`."""
+    with names_world.make() as made:
+        yield made
+
+
+@pytest.fixture
+def spare_names(shared_spare_names: names_world.World) -> Iterator["Names"]:
+    """Such a world, whose zone and configuration a test may change: they are put back afterwards."""
+    yield Names(shared_spare_names)
+    shared_spare_names.put_back()
+
+
+@pytest.fixture
+def hasty_names(fresh_names: "Names") -> "Names":
+    """Such a world of the test's own, whose service soon gives up waiting."""
+    fresh_names.lab.end_service()
+    fresh_names.lab.start_service(*with_constants(IMPATIENT))
+    return fresh_names
 
 
 class Names(Log):

@@ -91,6 +91,19 @@ class World:
         done = ask(self.lab.folder / "state" / CONTROL_SOCKET, "reload")
         assert done["ok"], done
 
+    def put_back(self) -> None:
+        """The zone and the configuration, as they were."""
+        self.zone.records = records()
+        self.zone.silent = self.zone.turn = False
+        for name, text in PROFILES.items():
+            self.lab.write_profile(name, text)
+        self.configure()
+
+
+def records() -> dict[str, list[str]]:
+    """What is in the zone at first."""
+    return {name: list(lines) for name, lines in RECORDS.items()}
+
 
 @contextmanager
 def make() -> Iterator[World]:
@@ -100,7 +113,7 @@ def make() -> Iterator[World]:
     lab.start()
     try:
         lift_icmp_limit(lab)
-        with Zone(lab, ZONE, {name: list(lines) for name, lines in RECORDS.items()}) as zone:
+        with Zone(lab, ZONE, records()) as zone:
             yield World(lab, zone)
     finally:
         lab.stop()

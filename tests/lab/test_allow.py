@@ -12,6 +12,7 @@ from datetime import datetime
 
 import pytest
 
+from lab import control
 from lab.hellos import hello
 from lab.sockets import Server, connect, echo, eventually, read_all, read_until
 from lab.world import CLIENTS, OPEN4, RAW4
@@ -21,12 +22,16 @@ NAME = "raw.lab.example"
 KILLS = 30
 
 
+def strict(lab):
+    """That world, with its client study confined to one profile, and to what resolves of that."""
+    lab.write_config(CLIENTS | {"study": {"profiles": ["wikipedia"]}})
+    control.reload(lab)
+    return lab
+
+
 @pytest.fixture
-def strict_lab(fresh_lab):
-    """The client study has one profile, and only names of that resolve."""
-    fresh_lab.write_config(CLIENTS | {"study": {"profiles": ["wikipedia"]}})
-    assert fresh_lab.ask("reload").returncode == 0
-    return fresh_lab
+def strict_lab(spare_lab):
+    return strict(spare_lab)
 
 
 class Endless(Server):
@@ -50,12 +55,12 @@ class Endless(Server):
             sock.sendall(bytes(4096))
 
 
-def test_a_grant_for_a_while_opens_at_once_and_ends_on_time_with_its_connections(strict_lab, fresh_log):
+def test_a_grant_for_a_while_opens_at_once_and_ends_on_time_with_its_connections(strict_lab, spare_log):
     lab = strict_lab
     with Endless(lab, RAW4, 80):
         assert lab.curl("study", "-4", f"http://{NAME}/").returncode == 6  # it does not resolve
 
-        told = json.loads(lab.ask("allow", "study", NAME, "--for", "10s", "--json").stdout)
+        told = json.loads(lab.ask("allow", "study", NAME, "--for", "5s", "--json").stdout)
         until = datetime.fromisoformat(told["until"]).timestamp()
         assert (told["ok"], told["running"]) == (True, True)
         assert lab.curl("study", "-4", f"http://{NAME}/").stdout == "hi\n"
@@ -70,15 +75,15 @@ def test_a_grant_for_a_while_opens_at_once_and_ends_on_time_with_its_connections
         assert download.wait(30) in (18, 56)  # cut short
         assert time.time() >= until
 
-        assert fresh_log.closed(name=NAME, closed_by="policy")["verdict"] == "allow"
+        assert spare_log.closed(name=NAME, closed_by="policy")["verdict"] == "allow"
         assert eventually(lambda: lab.curl("study", "-4", f"http://{NAME}/").returncode == 6)
         with connect(lab, "study", RAW4, 80) as sock:
             sock.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
             read_all(sock)
-        fresh_log.expect(name=NAME, protocol="http", verdict="deny", reason="no-match")
+        spare_log.expect(name=NAME, protocol="http", verdict="deny", reason="no-match")
 
 
-def test_a_grant_is_revoked_with_its_connections_and_no_others(strict_lab, fresh_log):
+def test_a_grant_is_revoked_with_its_connections_and_no_others(strict_lab, spare_log):
     lab = strict_lab
     with ExitStack() as stack:
         stack.enter_context(Server(lab, RAW4, 443, echo))
@@ -94,7 +99,7 @@ def test_a_grant_is_revoked_with_its_connections_and_no_others(strict_lab, fresh
         read_all(ended)  # which would time out if it lived
         kept.sendall(b"still here")
         assert read_until(kept, b"still here").endswith(b"still here")
-    assert fresh_log.closed(client="study", name=NAME)["closed_by"] == "policy"
+    assert spare_log.closed(client="study", name=NAME)["closed_by"] == "policy"
 
 
 @pytest.mark.parametrize(
@@ -130,8 +135,8 @@ def test_an_address_is_allowed_for_programs_without_a_name(strict_lab):
                 sock.recv(100)
 
 
-def test_an_address_for_a_while_ends_though_the_service_is_dead(strict_lab):
-    lab = strict_lab
+def test_an_address_for_a_while_ends_though_the_service_is_dead(fresh_lab):
+    lab = strict(fresh_lab)
 
     def reaches():
         try:
@@ -216,7 +221,7 @@ def test_a_list_is_refreshed_by_hand_and_explain_knows_what_it_holds(strict_lab)
     lab.write_profile("bad", "feeds:\n  - {python: bad}\n")
     assert "no profile of any client has a feed" in lab.ask("refresh").stdout
     lab.write_config(CLIENTS | {"study": {"profiles": ["listed"]}})
-    assert lab.ask("reload").returncode == 0
+    control.reload(lab)
 
     done = lab.ask("refresh")
 
@@ -230,7 +235,7 @@ def test_a_list_is_refreshed_by_hand_and_explain_knows_what_it_holds(strict_lab)
     assert lab.ask("explain", "study", "203.0.113.200:22").returncode == 1
 
     lab.write_config(CLIENTS | {"study": {"profiles": ["listed", "bad"]}})
-    lab.ask("reload")
+    control.reload(lab)
     done = lab.ask("refresh")
     assert done.returncode == 1
     assert "bad.py:2: NameError" in done.stdout

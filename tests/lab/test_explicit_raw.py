@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -656,3 +657,21 @@ def test_an_address_that_was_told_for_a_permitted_name_and_later_for_a_refused_o
     with tunnel(lab, way, GITHUB4, 443) as sock:
         sock.sendall(hello("shared.example"))
         assert read_all(sock) == ACCESS_DENIED
+
+
+@EACH_WAY
+def test_a_client_that_resets_the_connection_as_it_stands_leaves_a_row(lab, log, way):
+    with Server(lab, RAW4, 443, echo) as server:
+        sock = to_proxy(lab)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        request = way.request(RAW, 443)
+        if way is SOCKS5:
+            sock.sendall(GREETING)
+            assert read_exactly(sock, len(WELCOME)) == WELCOME
+            request = request.removeprefix(GREETING)
+        sock.sendall(request)
+        sock.close()
+        assert server.result() == b""
+    row = log.expect(client="work", name=RAW, name_source=way.source, destination=RAW4, bytes_up=0)
+    # What the kernel tells of first: that nothing can be sent, or that nothing will come.
+    assert (row["verdict"], row["protocol"]) == ("allow", way.source) or row["reason"] == "silent"

@@ -1,6 +1,7 @@
 """Plain HTTP, judged request by request: what is permitted arrives, and nothing else reaches any server."""
 
 import hashlib
+from array import array
 
 import pytest
 
@@ -206,8 +207,8 @@ def test_a_smuggled_request_is_the_body_it_says_it_is(lab, arrived):
     assert [request["host"] for request in arrived("request")] == ["github.com"]
 
 
-def test_a_request_that_stops_in_its_head_is_cut_off(lab, log):
-    with connect(lab, "quiet", GITHUB, 80) as first, connect(lab, "quiet", GITHUB, 80) as later:
+def test_a_request_that_stops_in_its_head_is_cut_off(hasty_lab, hasty_log):
+    with connect(hasty_lab, "quiet", GITHUB, 80) as first, connect(hasty_lab, "quiet", GITHUB, 80) as later:
         first.sendall(b"GET / HT")
         later.sendall(GET % b"github.com")
         read_until(later, b"SNI none)\n")
@@ -215,8 +216,8 @@ def test_a_request_that_stops_in_its_head_is_cut_off(lab, log):
         read_all(first)
         read_all(later)
 
-    log.expect(client="quiet", verdict="deny", reason="timeout", protocol="http", name=None)
-    assert eventually(lambda: sum(row["reason"] == "timeout" for row in log.rows()) == 2)
+    hasty_log.expect(client="quiet", verdict="deny", reason="timeout", protocol="http", name=None)
+    assert eventually(lambda: sum(row["reason"] == "timeout" for row in hasty_log.rows()) == 2)
 
 
 def test_an_offer_of_http_2_without_tls_is_declined(lab):
@@ -235,7 +236,7 @@ def test_http_2_without_asking_first_names_nothing(lab, log, arrived):
 
 def test_a_large_download_arrives_as_it_is(lab, nginx):
     file = lab.folder / "nginx" / "www" / "download"
-    data = b"".join(number.to_bytes(8) for number in range(8 << 20))
+    data = array("Q", range(8 << 20)).tobytes()
     file.write_bytes(data)
 
     done = lab.inside("work", "sh", "-c", "curl -sS http://files.lab.example/download | sha256sum", timeout=60)
@@ -253,7 +254,7 @@ def test_a_large_download_arrives_as_it_is(lab, nginx):
     ],
 )
 def test_an_upload_arrives_as_it_is(lab, nginx, tmp_path, options):
-    data = b"".join(number.to_bytes(8) for number in range(1 << 20))
+    data = array("Q", range(1 << 20)).tobytes()
     file = tmp_path / "upload"
     file.write_bytes(data)
     options = [option.replace("FILE", str(file)) for option in options]

@@ -29,16 +29,20 @@ def shared_world() -> Iterator[World]:
         for address in (FIRST4, SECOND4, FIRST6):
             stack.enter_context(Server(made.lab, address, PORT, echo))
         (made.lab.folder / "feeds").mkdir()
+        write(made, GOOD)
+        made.use({"listed": PROFILE})
         yield made
 
 
 @pytest.fixture
-def world(shared_world: World) -> Iterator[World]:
+def world(shared_world: World) -> World:
     """The world that these tests share, whose list is `GOOD` and in force."""
+    if shared_world.lab.service is None:
+        shared_world.start()
     write(shared_world, GOOD)
-    shared_world.use({"listed": PROFILE})
-    yield shared_world
-    shared_world.clear()
+    told = refreshed(shared_world)
+    assert (told["error"], told["networks"]) == ("", 2)
+    return shared_world
 
 
 def write(world: World, body: str, above: str = "") -> None:

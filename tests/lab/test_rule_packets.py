@@ -150,15 +150,16 @@ class Observer:
                 socket_in(network.namespace(name), socket.AF_PACKET, socket.SOCK_DGRAM)
             )
 
-    def send(self, sent: Sent) -> None:
-        """Puts the packet on the client's wire, past the client's own routing, and waits for what becomes of it."""
-        flow = sent.flow
-        self._sent.append(sent)
-        assert flow.destination is not None
-        kind = 0x0800 if flow.destination.version == 4 else 0x86DD
-        self._senders[flow.client].sendto(packet(sent), ("eth0", kind, 0, 0, self._macs[flow.client]))
+    def send(self, *several: Sent) -> None:
+        """Puts packets on the clients' wires, past their own routing, and waits for what becomes of them."""
+        self._sent += several
+        for sent in several:
+            flow = sent.flow
+            assert flow.destination is not None
+            kind = 0x0800 if flow.destination.version == 4 else 0x86DD
+            self._senders[flow.client].sendto(packet(sent), ("eth0", kind, 0, 0, self._macs[flow.client]))
         deadline = time.monotonic() + PATIENCE
-        while not sent.settled and time.monotonic() < deadline:
+        while not all(sent.settled for sent in several) and time.monotonic() < deadline:
             select.select([self._nflog.fileno(), *self._wires], [], [], 0.2)
             self._look()
 
@@ -255,8 +256,7 @@ def test_what_becomes_of_packets_is_what_the_policy_says(network: Network) -> No
         flows = sample(world, random)
         with ExitStack() as stack:
             observer = Observer(network, stack)
-            for sent in flows:
-                observer.send(sent)
+            observer.send(*flows)
             observer.send(Sent(_LAST, b"flow9999"))  # what is told of it comes after all else
         for sent in flows:
             problem = wrong(world.policy, sent.flow, world.names(sent.flow), HOSTS, sent.end())

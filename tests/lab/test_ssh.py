@@ -10,6 +10,11 @@ from lab.sockets import connect, eventually
 from lab.world import ONE_PORT, RAW4
 
 
+@pytest.fixture(scope="session")
+def lab(shared_hasty):
+    return shared_hasty
+
+
 @pytest.fixture(scope="module")
 def sshd(lab):
     """A real sshd at two addresses: one that a network grants with this port, one that nothing grants."""

@@ -1,16 +1,19 @@
 """Starting on a fresh netvm, with mistakes, and twice; and a disk that is full."""
 
-import json
 import subprocess
 
 import pytest
 
+from lab import control
 from lab.hellos import ACCESS_DENIED, hello
+from lab.impatient import with_constants
 from lab.packets import ping
 from lab.sockets import Server, connect, echo, eventually, read_all, read_until, udp
 from lab.world import CLIENTS, OPEN4, OPEN6, STRANGER
 from proxyfw.demo.internet import ADDRESS_OF_EVIL
 from proxyfw.demo.network import RESOLVER
+
+RETRY_AFTER = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds, in place of up to ten
 
 
 def run(lab):
@@ -81,14 +84,14 @@ def test_a_start_that_fails_leaves_the_rules_that_were_in_force(fresh_lab):
 
 
 def test_a_second_service_is_refused_and_the_first_one_unharmed(lab):
-    pid = json.loads(lab.ask("status", "--json").stdout)["pid"]
+    pid = control.status(lab)["pid"]
 
     done = run(lab)
 
     assert done.returncode == 2
     assert "is proxyfw running already?" in done.stderr
     assert "Traceback" not in done.stderr
-    assert json.loads(lab.ask("status", "--json").stdout)["pid"] == pid
+    assert control.status(lab)["pid"] == pid
     assert lab.curl("work", "https://github.com/").returncode == 0
     assert lab.curl("work", "--max-time", "2", "https://evil.example/").returncode == 35
 
@@ -104,7 +107,7 @@ def small_disk(fresh_lab):
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
-        fresh_lab.start_service()
+        fresh_lab.start_service(*with_constants({"proxyfw.edge.logdb.writer.RETRY_AFTER": RETRY_AFTER}))
         yield state
         fresh_lab.end_service()
     finally:
@@ -126,7 +129,7 @@ def test_a_full_disk_stops_no_decision_and_its_loss_is_told(fresh_lab, small_dis
     lab, refused = fresh_lab, 40
 
     def status():
-        return json.loads(lab.ask("status", "--json").stdout)["log"]
+        return control.status(lab)["log"]
 
     fill(small_disk / "filler")
     for _ in range(refused):
@@ -136,7 +139,7 @@ def test_a_full_disk_stops_no_decision_and_its_loss_is_told(fresh_lab, small_dis
     assert lab.curl("work", "https://github.com/").returncode == 0
 
     assert "full" in eventually(lambda: status()["error"])
-    lost = eventually(lambda: status()["lost"], 25)
+    lost = eventually(lambda: status()["lost"], 10)
     told = lab.ask("status").stdout
     assert f" {lost} lost" in told
     assert "the log cannot be written: " in told

@@ -63,8 +63,8 @@ ADDRESSES = (RAW4, RAW6, FILES4, FILES6, NOBODY, AT_HOME, OPEN4, OPEN6, ONE_PORT
 
 def lift_icmp_limit(lab: Lab) -> None:
     """The kernel answers a client with few ICMP errors a second (icmp(7), icmp_ratelimit); tests provoke many."""
-    for setting in ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0"):
-        subprocess.run(lab.network.command(lab.network.netvm, "sysctl", "-qw", setting), check=True)
+    settings = ("net.ipv4.icmp_ratelimit=0", "net.ipv6.icmp.ratelimit=0")
+    subprocess.run(lab.network.command(lab.network.netvm, "sysctl", "-qw", *settings), check=True)
 
 
 def make() -> Lab:

@@ -49,6 +49,9 @@ class Zone:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
+        for sock in (self._udp, self._tcp):  # which wakes whoever waits for them
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
         self._udp.close()
@@ -61,9 +64,9 @@ class Zone:
     def _serve_udp(self) -> None:
         self._udp.settimeout(_PATIENCE)
         while not self._stopping.is_set():
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, BrokenPipeError):  # nobody asks; or it is being ended just now
                 data, sender = self._udp.recvfrom(4096)
-                reply = self._reply(data)
+                reply = self._reply(data) if sender else None
                 if reply is not None:
                     limit = max(512, dns.message.from_wire(data).payload)
                     self._udp.sendto(reply.to_wire(max_size=limit, prefer_truncation=True), sender)

@@ -70,7 +70,7 @@ class World:
         self.relay: Any = SimpleNamespace(
             reply=lambda message, *_: b"reply to " + message, counts=SimpleNamespace(dropped=0)
         )
-        self.plane = MitmProxy(self.shared, self.relay, wireguard, max_connections=8)
+        self.plane = MitmProxy(self.shared, self.relay, wireguard, max_connections=16)
         self.plane._rows = RateLimit(1000.0, 1000.0)
         self.handlers: dict[str, Any] = {}
         self.addon = ProxyfwAddon(self.plane, lambda: self.handlers)
@@ -93,6 +93,9 @@ class World:
         """Nothing is pinned."""
 
     release = use
+
+    def is_asking(self, _: Hostname) -> bool:
+        return False
 
     def cached(self, _: Hostname) -> None:
         return None
