@@ -147,6 +147,8 @@ def _date_and_time(row: Row) -> str:
 
 
 def _destination(row: Row) -> str:
+    if not row.destination:  # it came to none: refused when it was asked for, or left to an upstream proxy
+        return f"port {row.port}" if row.port else ""
     host = f"[{row.destination}]" if ":" in row.destination else row.destination
     return f"{host}:{row.port}" if row.port else host
 

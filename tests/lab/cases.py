@@ -36,7 +36,8 @@ class Case:
 
     `row`: what the log has of it, of the first row with its verdict. `asked`: the row where a client is refused what it
     asks for, by SOCKS or CONNECT, before it can say more (protocol and name_source are the way's). `page`: what an HTTP
-    client is told. `not_by`: the ways in by which there is no such thing. `otherwise`: by way in, a result of its own.
+    client is told. `inside_of`: the name that was asked for, where the row tells of both. `not_by`: the ways in that have
+    no such thing. `otherwise`: by way in, a result of its own.
     """
 
     words: str
@@ -46,11 +47,31 @@ class Case:
     asked: Mapping[str, Any] = field(default_factory=dict)
     page: str = ""
     client: str = "work"
+    inside_of: str = ""
     not_by: tuple[str, ...] = ()
     otherwise: Mapping[str, "Case"] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.words
+
+    def check(self, way: str, stdout: str, stderr: str) -> dict[str, Any]:
+        """Asserts what the client got, and tells what row there is to be."""
+        tunnelled = way in TUNNELS or (way == FORWARD and any(word.startswith("https:") for word in self.arguments))
+        word = "socks" if way in (SOCKS5, SOCKS4A) else "connect"
+        row = {"client": self.client, **self.row}
+        if tunnelled and self.asked:  # curl tunnels TLS through a proxy in any case
+            named = {"name_source": word} if self.asked.get("name") else {}
+            row = {"client": self.client, "protocol": word, **named, **self.asked}
+        elif self.page:
+            assert self.page in stdout
+        if tunnelled and self.inside_of:
+            row["detail"] = f"asked by {word} for {self.inside_of}"
+        if self.reached == REFUSED:
+            assert "reached" not in stdout
+        else:
+            assert self.reached in stdout, stderr
+            assert stdout.count("reached") == 1
+        return row
 
 
 GITHUB, GITHUB6, PYPI, EVIL = "198.51.100.10", "2001:db8:1::10", "198.51.100.20", "198.51.100.66"
@@ -109,6 +130,7 @@ CASES = (
         ("--connect-to", "evil.example:443:github.com:443", "https://evil.example/"),
         REFUSED,
         {**_TLS, **_deny("no-match"), "name": "evil.example"},
+        inside_of="github.com",
     ),
     Case(
         "a permitted name inside a connection to a refused one",
