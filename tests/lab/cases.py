@@ -36,8 +36,8 @@ class Case:
 
     `row`: what the log has of it, of the first row with its verdict. `asked`: the row where a client is refused what it
     asks for, by SOCKS or CONNECT, before it can say more (protocol and name_source are the way's). `page`: what an HTTP
-    client is told. `inside_of`: the name that was asked for, where the row tells of both. `not_by`: the ways in that have
-    no such thing. `otherwise`: by way in, a result of its own.
+    client is told. `inside_of`: the name that was asked for, where the row tells of both. `not_by`: the ways in
+    that have no such thing. `otherwise`: by way in, a result of its own.
     """
 
     words: str
