@@ -96,12 +96,12 @@ def test_names_in_the_tunnel_are_judged(lab, log, tunnel, query, status, answer,
 
 
 def test_the_peer_is_nobody_else(lab, log, tunnel):
-    lab.inside(PHONE, "ip", "address", "add", "10.137.0.12/32", "dev", "wg0")
+    lab.inside(PHONE, "ip", "address", "add", "10.137.0.12/32", "dev", tunnel.device)
     address = ["--interface", "10.137.0.12", "--resolve", "en.wikipedia.org:443:198.51.100.30"]
 
     done = lab.curl(PHONE, "--max-time", "2", *address, "https://en.wikipedia.org/")
 
-    lab.inside(PHONE, "ip", "address", "del", "10.137.0.12/32", "dev", "wg0")
+    lab.inside(PHONE, "ip", "address", "del", "10.137.0.12/32", "dev", tunnel.device)
     assert "reached" not in done.stdout
     log.expect(verdict="deny", reason="unknown-client", client=None, address="10.137.0.12")
 
@@ -113,6 +113,7 @@ def test_a_server_speaks_first_where_the_phone_was_told_its_address(lab, log, tu
             assert read_until(sock, b"\n") == b"220 hello\r\n"
             sock.sendall(b"HELO\r\n")
             assert server.result() == b"HELO\r\n"
+            assert read_all(sock) == b""
 
     log.closed(client="work", name="raw.lab.example", name_source="pin", reason="pin", closed_by="server")
 

@@ -108,6 +108,7 @@ class Tunnel:
         self._lab = lab
         self._namespace = lab.network.namespace(PHONE)
         self._process: subprocess.Popen[str] | None = None
+        self.device = f"wg{os.getpid()}"  # wireguard-go has its socket outside the namespace
 
     def start(self) -> str:
         """Why there can be none, or ""."""
@@ -120,27 +121,27 @@ class Tunnel:
         config = self._lab.folder / "wg.conf"
         config.write_text("\n".join(wanted) + "\n")
         config.chmod(0o600)
-        self._run("wg", "setconf", "wg0", str(config))
-        self._run("ip", "address", "add", f"{PEER}/32", "dev", "wg0")
-        self._run("ip", "link", "set", "wg0", "up")
+        self._run("wg", "setconf", self.device, str(config))
+        self._run("ip", "address", "add", f"{PEER}/32", "dev", self.device)
+        self._run("ip", "link", "set", self.device, "up")
         for network in _TUNNELLED:
-            self._run("ip", "route", "add", network, "dev", "wg0")
+            self._run("ip", "route", "add", network, "dev", self.device)
         resolv = Path("/etc/netns") / self._namespace / "resolv.conf"
         resolv.write_text(f"nameserver {DNS}\noptions timeout:2 attempts:1\n")
         return ""
 
     def _made_by_kernel(self) -> bool:
-        command = self._lab.network.command(self._namespace, "ip", "link", "add", "wg0", "type", "wireguard")
+        command = self._lab.network.command(self._namespace, "ip", "link", "add", self.device, "type", "wireguard")
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def _made_by_program(self) -> bool:
         if shutil.which("wireguard-go") is None or not os.path.exists("/dev/net/tun"):
             return False
-        self._process = self._lab.spawn(self._namespace, "wireguard-go", "-f", "wg0")
+        self._process = self._lab.spawn(self._namespace, "wireguard-go", "-f", self.device)
         return bool(eventually(lambda: self._has_interface()))
 
     def _has_interface(self) -> bool:
-        command = self._lab.network.command(self._namespace, "wg", "show", "wg0")
+        command = self._lab.network.command(self._namespace, "ip", "link", "show", self.device)
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def _run(self, *command: str) -> None:
