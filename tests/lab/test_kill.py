@@ -147,6 +147,7 @@ def test_a_stopped_service_writes_down_what_was_open(fresh_lab, fresh_log):
 
 
 def test_out_of_room_new_connections_are_refused_and_open_ones_live(fresh_lab, fresh_log):
+    """No client has more than half of the room."""
     lab = fresh_lab
     lab.end_service()
     room = 20
@@ -155,17 +156,21 @@ def test_out_of_room_new_connections_are_refused_and_open_ones_live(fresh_lab, f
 
     with Server(lab, "198.51.100.50", 443, echo), ExitStack() as stack:
 
-        def open_one():
-            sock = stack.enter_context(connect(lab, "work", "198.51.100.50", 443))
+        def open_one(client):
+            sock = stack.enter_context(connect(lab, client, "198.51.100.50", 443))
             sock.sendall(hello("raw.lab.example"))
             return sock
 
-        opened = [open_one() for _ in range(room)]
-        for sock in opened:
-            assert sock.recv(1) == b"\x16"
-        with pytest.raises(ConnectionResetError):
-            open_one().recv(1)
+        opened = []
+        for client in ("work", "quiet"):
+            opened += [open_one(client) for _ in range(room // 2)]
+            for sock in opened[-room // 2 :]:
+                assert sock.recv(1) == b"\x16"
+            with pytest.raises(ConnectionResetError):
+                open_one(client).recv(1)
         row = fresh_log.expect(client="work", verdict="deny", reason="limit")
+        assert row["detail"] == f"{room // 2} connections of this client are open"
+        row = fresh_log.expect(client="quiet", verdict="deny", reason="limit")
         assert row["detail"] == f"{room} connections are open in all"
 
         for sock in opened:
@@ -173,4 +178,4 @@ def test_out_of_room_new_connections_are_refused_and_open_ones_live(fresh_lab, f
             assert read_until(sock, b"still here").endswith(b"still here")
         opened[0].close()
         fresh_log.closed(name="raw.lab.example")
-        assert open_one().recv(1) == b"\x16"
+        assert open_one("work").recv(1) == b"\x16"
