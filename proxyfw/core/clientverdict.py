@@ -58,8 +58,9 @@ def closed(client: ClientPolicy, destination: IPAddress | None) -> Deny | None:
     """
     rules = client.rules_for(destination)
     if rules is None:
-        none = client.exact or client.rules
-        return Deny(Reason.QUBES_RULE, detail=f"no IPv{destination.version if destination else 4} firewall rules are known") if none else None
+        version = 4 if destination is None else destination.version
+        unknown = Deny(Reason.QUBES_RULE, detail=f"no IPv{version} firewall rules are known")
+        return unknown if client.exact or client.rules else None
     return Deny(Reason.QUBES_RULE, detail=rules.broken) if rules.broken else None
 
 

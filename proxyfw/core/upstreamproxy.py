@@ -8,7 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from urllib.parse import unquote
 
 from proxyfw.core.address import IPAddress
@@ -101,6 +101,8 @@ def _address(host: str) -> IPAddress:
         raise UpstreamProxyError(
             "the proxy is not named by an address", "write its address: to look a name up would tell that it is used"
         ) from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        raise UpstreamProxyError("an IPv4 address in IPv6", f"write {address.ipv4_mapped}, without brackets")
     if (address.version == 6) != host.startswith("["):
         raise UpstreamProxyError("brackets are for IPv6 addresses", "write it as in 10.137.0.5:9050 or [fd09::5]:9050")
     if address.is_multicast or address.is_unspecified:

@@ -70,6 +70,7 @@ def test_a_url(text: str, proxy: UpstreamProxy | None) -> None:
         pytest.param("socks5://[fe80::1%eth0]:9050", "not the URL of a proxy", "socks5://", id="a zone"),
         pytest.param("socks5://[10.137.0.5]:9050", "brackets are for IPv6", "[fd09::5]:9050", id="IPv4 in brackets"),
         pytest.param("socks5://fd09::5:9050", "not the URL of a proxy", "socks5://", id="IPv6 without brackets"),
+        pytest.param("socks5://[::ffff:10.137.0.5]:9050", "an IPv4 address in IPv6", "write 10.137.0.5", id="mapped"),
         pytest.param("socks5://0.0.0.0:9050", "nobody listens", "the address of the proxy", id="no address"),
         pytest.param("socks5://224.0.0.1:9050", "nobody listens", "the address of the proxy", id="multicast"),
         pytest.param("socks5://10.137.0.5", "the port of the proxy is missing", ":9050", id="no port"),
