@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -245,9 +246,15 @@ def test_a_name_that_would_fool_a_terminal_is_shown_escaped(lab, log):
     assert "\x1b" not in lab.ask("log", "-n", "5").stdout
 
 
-def test_a_followed_log_shows_what_comes_and_ends_quietly(lab):
+def test_a_followed_log_shows_what_comes_and_ends_quietly(lab, log):
+    refuse_one(lab, "before.example")
+    log.expect(name="before.example")
     command = lab.proxyfw("log", "--follow", "--json", "-n", "1", "-c", str(lab.config))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+    # As from a terminal: where the tests run in the background, SIGINT is ignored, and is so in what they start.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default
+    ) as follower:
         follower.stdout.readline()  # the last one so far
         refuse_one(lab, "followed.example")
         shown = json.loads(follower.stdout.readline())
