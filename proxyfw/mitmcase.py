@@ -83,6 +83,8 @@ class MitmCase(Connection):
 
     def close(self, closed_by: str) -> None:
         """Ends the connection at once."""
+        if self.request is not None and not self.decided:
+            self.tell(self.request.flow, self.request.verdict)  # the server was reached, if for nothing
         self.closed_by = closed_by
         self._keeper.close(self)
 
@@ -125,10 +127,13 @@ class MitmCase(Connection):
         return self.entry is not None and self.entry.flow == flow
 
     def tell(self, flow: Flow, verdict: Verdict, reached: str = "") -> None:
-        """Writes a verdict to the log."""
-        if not self._keeper.may_tell(self, verdict):
+        """Writes a verdict to the log. What a connection comes to that was ended from here, is none of its client's."""
+        if self.closed_by or not self._keeper.may_tell(self, verdict):
             self.set_decided(True)
             return
+        self._tell(flow, verdict, reached)
+
+    def _tell(self, flow: Flow, verdict: Verdict, reached: str = "") -> None:
         self.record(flow, verdict, cast(Stream, Peer(reached)) if reached else None)
         self._keeper.show(self, Told(flow, verdict, reached))
 
@@ -136,7 +141,7 @@ class MitmCase(Connection):
         """The same of a fault of proxyfw."""
         self.closed_by = "proxy"
         bare = Flow(self.ends.client, self.protocol, self.ends.destination, self.ends.port)
-        self.tell(bare, Deny(Reason.ERROR, detail=repr(error)))
+        self._tell(bare, Deny(Reason.ERROR, detail=repr(error)))
 
     def note(self, detail: str) -> None:
         """A word on what was let through last."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from proxyfw.core.config import Config
 from proxyfw.core.policy import Policy
 from proxyfw.dnsrelay import DnsRelay
-from proxyfw.edge.mitm.running import LOOPBACK, MitmError, Mitmproxy, is_wireguard, read_modes
+from proxyfw.edge.mitm.running import MitmError, Mitmproxy, is_wireguard, read_modes
 from proxyfw.mitmproxying import MitmProxy
 from proxyfw.mitmview import FlowView
 from proxyfw.plane import Plane
@@ -14,13 +14,12 @@ from proxyfw.proxy import Proxy
 from proxyfw.shared import Shared
 from proxyfw.startup import StartError, raise_descriptors
 
-DEFAULT_PORT = 3128
 FOLDER = "mitmproxy"
 """Of mitmproxy's keys, in the state folder."""
 
 
 class MitmPlane(Plane):
-    """`modes`: of mitmproxy; none: a proxy to be asked, on loopback. `web`: where its web view is to be."""
+    """`modes`: of mitmproxy; none: a proxy, where the configuration has it. `web`: host and port of the view."""
 
     def __init__(self, modes: Sequence[str], web: tuple[str, int] | None) -> None:
         super().__init__(local=True)
@@ -32,7 +31,7 @@ class MitmPlane(Plane):
         if away:
             raise StartError(f"upstream_proxy: the mitmproxy engine has none (clients: {', '.join(away)})")
         try:
-            self._modes = read_modes(self._texts or [_default_mode(config)])
+            self._modes = read_modes(self._texts or _default_modes(config))
         except MitmError as error:
             raise StartError(str(error)) from None
         self._folder = Path(config.state_dir) / FOLDER
@@ -42,6 +41,7 @@ class MitmPlane(Plane):
         relay = DnsRelay(shared)
         proxy = MitmProxy(shared, relay, any(map(is_wireguard, self._modes)), raise_descriptors())
         self._mitmproxy = Mitmproxy(self._modes, self._web, self._folder, proxy)
+        self._proxy = proxy
         proxy.on_close = self._mitmproxy.addon.close
         if self._web is not None:
             proxy.on_show = FlowView(self._mitmproxy.view).show
@@ -53,9 +53,11 @@ class MitmPlane(Plane):
             await self._mitmproxy.start()
         except (MitmError, OSError) as error:
             raise StartError(f"mitmproxy: {error}") from None
+        self._proxy.start([], [])
 
     async def stop(self) -> None:
         """Ends mitmproxy."""
+        self._proxy.stop()
         await self._mitmproxy.stop()
 
     def in_words(self) -> list[str]:
@@ -63,6 +65,8 @@ class MitmPlane(Plane):
         return self._mitmproxy.in_words()
 
 
-def _default_mode(config: Config) -> str:
-    address, port = config.listen or (LOOPBACK, DEFAULT_PORT)
-    return f"regular@{address}:{port}"
+def _default_modes(config: Config) -> list[str]:
+    if config.listen is None:
+        raise StartError("write --mode, or in the configuration explicit: {listen: 127.0.0.1:3128}")
+    address, port = config.listen
+    return [f"regular@{address}:{port}"]

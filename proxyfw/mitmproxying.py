@@ -10,10 +10,11 @@ from proxyfw.core.ratelimit import RateLimit
 from proxyfw.core.verdict import Deny, Reason, Verdict, is_refused
 from proxyfw.dnsrelay import Asked, DnsRelay
 from proxyfw.dnsserve import BURST, RATE, SHARE, SHARE_AT_ONCE
+from proxyfw.edge.mitm.addon import DNS_PORT
 from proxyfw.edge.mitm.case import Case
 from proxyfw.edge.mitm.udp import Answer
 from proxyfw.mitmcase import MitmCase, Told
-from proxyfw.proxy import Proxy
+from proxyfw.proxy import SWEEP, TOTAL, Proxy
 from proxyfw.shared import Shared
 
 WIREGUARD_PEER = "10.0.0.1"
@@ -47,7 +48,10 @@ class MitmProxy(Proxy):
         case = MitmCase(ends, shared, self)
         case.protocol = Protocol.UDP if udp else Protocol.TCP
         deny = Deny(Reason.UNKNOWN_CLIENT, detail=why) if why else self._beyond_limit(name)
-        self._undecided[ends.client] += 1
+        if udp or (destination is not None and port == DNS_PORT):
+            case.decided = True  # there is nothing to wait for: a burst of them takes no place of connections
+        else:
+            self._undecided[ends.client] += 1
         if deny is not None:
             case.tell(Flow(ends.client, case.protocol, destination, port), deny)
             return None
@@ -75,7 +79,7 @@ class MitmProxy(Proxy):
         """Who answers the DNS queries of this connection."""
         assert isinstance(case, MitmCase)
         ends = case.ends
-        case.set_decided(True)
+        bare = Flow(ends.client, case.protocol, ends.destination, ends.port)
 
         async def reply(message: bytes, udp: bool) -> bytes:
             now = self._now()
@@ -83,6 +87,10 @@ class MitmProxy(Proxy):
                 self._relay.counts.dropped += 1
                 return b""
             try:
+                verdict = self._shared.policy.decide(bare)  # as the packet layer would
+                if is_refused(verdict):
+                    case.tell(bare, verdict)
+                    return b""
                 found = self._reply(message, ends, udp)
                 return await self._relay.look_up(found) if isinstance(found, Asked) else found
             except Exception as error:  # noqa: BLE001 - a fault of ours refuses one query, and is logged
@@ -93,11 +101,6 @@ class MitmProxy(Proxy):
     def fault(self, error: Exception) -> None:
         """A fault of proxyfw that belongs to no connection that is known."""
         self._shared.poller.loop.call_exception_handler({"message": "a fault of proxyfw", "exception": error})
-
-    def stop(self) -> None:
-        """Closes every connection."""
-        for connection in tuple(self._live):
-            connection.close("proxy")
 
     # What a connection asks for.
 
@@ -117,6 +120,14 @@ class MitmProxy(Proxy):
         """Whether there is room in the log: datagrams to many ports are as many refusals."""
         refused = is_refused(verdict) and case.protocol is Protocol.UDP
         return not refused or self._rows.take(case.ends.client, self._now())
+
+    def _sweep(self) -> None:
+        """Of what is idle, mitmproxy takes care."""
+        now = self._now()
+        for connection in tuple(self._live):
+            if connection.entry is not None and now - connection.entry.since > TOTAL:
+                connection.close("limit")
+        self._sweeper = self._shared.poller.loop.call_later(SWEEP, self._sweep)
 
     def _reply(self, message: bytes, ends: Ends, udp: bool) -> bytes | Asked:
         begun = time.thread_time()

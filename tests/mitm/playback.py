@@ -1,6 +1,7 @@
 """One connection without a network: our addon and layers are real, mitmproxy's connection handler is this."""
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -20,6 +21,7 @@ from proxyfw.core.config import Config
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy, build
 from proxyfw.core.profile import link, parse_profile
+from proxyfw.core.qubes_rules import parse_rules
 from proxyfw.core.ratelimit import RateLimit
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.mitm.addon import ProxyfwAddon
@@ -43,12 +45,14 @@ networks: [{GRANTED}]
 """
 
 
-def policy(observe: bool = False, profile: str = PROFILE) -> Policy:
-    """What one client, `work`, may."""
+def policy(observe: bool = False, profile: str = PROFILE, rules: str = "") -> Policy:
+    """What one client, `work`, may. `rules`: a Qubes firewall rule of it."""
     parsed, problems = parse_profile("web", "web", profile)
     assert parsed is not None, problems
     library, _ = link({"web": parsed})
-    work = Member("work", ("web",), observe, False, addresses=(ip_address(CLIENT), ip_address("10.0.0.1")))
+    addresses = (ip_address(CLIENT), ip_address("10.0.0.1"))
+    own = {4: parse_rules({"policy": "drop", "0000": rules})} if rules else {}
+    work = Member("work", ("web",), observe, False, addresses, own)
     return build(Config({}), library, (), [work])
 
 
@@ -79,6 +83,9 @@ class World:
 
     def time(self) -> float:
         return self.now
+
+    def call_later(self, *_: Any) -> Any:
+        """Nothing happens by itself."""
 
     def call_exception_handler(self, context: Any) -> None:
         self.faults.append(context)
@@ -156,7 +163,7 @@ class Playback:
         context = Context(self.client, Options())
         context.server.address = self.aimed
         top = modes.HttpProxy(context) if self.aimed is None else modes.TransparentProxy(context)
-        self.io = SimpleNamespace(reader=None, handler=None)
+        self.io = _io()
         self.handler: Any = SimpleNamespace(
             client=self.client,
             layer=top,
@@ -183,6 +190,9 @@ class Playback:
     @property
     def reads(self) -> bool:
         return bool(self.io.reader._wanted.is_set())
+
+    def reads_server(self, which: int = -1) -> bool:
+        return bool(self.handler.transports[self.opened[which].server].reader._wanted.is_set())
 
     async def end(self) -> "Playback":
         """The client sends no more."""
@@ -256,6 +266,7 @@ class Playback:
         if server.address[0] == DEAD:
             self.world.addon.server_connect_error(data)
             return "[Errno 111] Connect call failed"
+        self.handler.transports[server] = _io()
         self.world.addon.server_connected(data)
         server.state = ConnectionState.OPEN
         self.opened.append(Opened(server, server.address))
@@ -288,11 +299,24 @@ class Playback:
             opened.open = False
 
 
+def _io() -> SimpleNamespace:
+    """What mitmproxy has of a connection."""
+    return SimpleNamespace(reader=None, writer=SimpleNamespace(is_closing=lambda: False), handler=None)
+
+
 def pieces(data: bytes, size: int) -> Sequence[bytes]:
     """The data in pieces of so many bytes."""
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def play(work: Any) -> Any:
-    """Runs it to its end."""
-    return asyncio.run(work)
+def run(test: Any) -> Any:
+    """A test that is a coroutine."""
+
+    def wrapped(**given: Any) -> None:
+        asyncio.run(test(**given))
+
+    made: Any = wrapped
+    made.__name__, made.__doc__ = test.__name__, test.__doc__
+    made.__signature__ = inspect.signature(test)
+    made.pytestmark = getattr(test, "pytestmark", [])
+    return made

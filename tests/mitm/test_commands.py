@@ -95,6 +95,18 @@ def test_it_does_not_start(config, arguments, words):
     assert words in done.stderr
 
 
+def test_where_it_listens_is_never_guessed(config):
+    given = json.loads(config.read_text())
+    del given["explicit"]
+    given["clients"]["me"]["address"] = ["10.137.0.11"]
+    config.write_text(json.dumps(given))
+
+    done = run(config, "--engine", "mitmproxy")
+
+    assert done.returncode == 2
+    assert "write --mode, or in the configuration explicit: {listen: 127.0.0.1:3128}" in done.stderr
+
+
 @pytest.mark.skipif(not VERSION.startswith("11.0."), reason="this mitmproxy has a token for its view")
 def test_a_view_without_a_password_is_for_this_machine(config):
     done = run(config, "--engine", "mitmproxy", "--web", "0.0.0.0:8081")

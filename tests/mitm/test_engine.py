@@ -214,6 +214,26 @@ def test_the_web_view_shows_what_was_decided(lab):
     assert (flows[1]["request"]["path"], flows[1]["response"]["status_code"]) == ("/simple", 200)
 
 
+@pytest.mark.parametrize("more", [[], ["-H", "Transfer-Encoding: chunked"]], ids=["with its length", "in chunks"])
+def test_the_web_view_takes_nothing(lab, more):
+    assert web(lab, "-X", "GET", "--data", "x" * 100, *more, path="state")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status"),
+    [
+        pytest.param("flows/dump", [], 404, id="not of the page"),
+        pytest.param("processes", [], 404, id="the programs of this machine"),
+        pytest.param("state", ["-H", "Host: evil.example"], 403, id="by a name"),
+        pytest.param("static/none", [], 404, id="no such file"),
+    ],
+)
+def test_what_the_web_view_refuses_has_no_line(lab, path, more, status):
+    before = lab.faults()
+    assert web(lab, *more, path=path)[0] == status
+    assert lab.faults() == before
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_the_web_view_changes_nothing(lab, method):
     for path in ("clear", "options", "commands/set", "flows/resume"):

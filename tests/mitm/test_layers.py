@@ -1,7 +1,5 @@
 """What a connection through the engine comes to, without a network: whole, byte by byte, and with bytes after it."""
 
-import asyncio
-import inspect
 import re
 
 import pytest
@@ -20,6 +18,7 @@ from mitm.playback import (
     World,
     pieces,
     policy,
+    run,
 )
 
 GET = b"GET / HTTP/1.1\r\nHost: %s\r\n\r\n"
@@ -28,18 +27,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 TWO_NAMES = hellos.hello("good.example", "evil.example")
 TUNNELS = [ways.SOCKS5, ways.SOCKS4A, ways.CONNECT]
 SIZES = [pytest.param(1 << 20, id="whole"), pytest.param(1, id="byte by byte")]
-
-
-def run(test):
-    """A test that is a coroutine."""
-
-    def wrapped(**given):
-        asyncio.run(test(**given))
-
-    wrapped.__name__, wrapped.__doc__ = test.__name__, test.__doc__
-    wrapped.__signature__ = inspect.signature(test)
-    wrapped.pytestmark = getattr(test, "pytestmark", [])
-    return wrapped
 
 
 @pytest.fixture

@@ -5,12 +5,15 @@ layer asks for it, no server connection is opened that was not permitted by its 
 """
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy.commands import CloseConnection
 from mitmproxy.proxy.layer import Layer, NextLayer
 from mitmproxy.proxy.layers import modes
@@ -22,11 +25,13 @@ from proxyfw.core.address import IPAddress
 from proxyfw.edge.mitm.case import Case, Question
 from proxyfw.edge.mitm.tcp import TcpLayer
 from proxyfw.edge.mitm.udp import Answer, DatagramLayer, DnsLayer
-from proxyfw.edge.mitm.wire import Wire
+from proxyfw.edge.mitm.wire import Gates, Wire
 
 DNS_PORT = 53
 ATTEMPT = 10.0  # seconds for a server to accept a connection
+UNREAD = 10.0  # seconds in which who is told the last of it must have taken something
 _REFUSED = "not permitted by proxyfw"
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Ways(Protocol):
@@ -49,6 +54,16 @@ class Ways(Protocol):
         """A fault of proxyfw that belongs to no connection that is known."""
 
 
+@dataclass(eq=False, slots=True)
+class Open:
+    """A connection of a client, as mitmproxy has it. `writers`: the client's, and those of its servers."""
+
+    case: Case
+    handler: ConnectionHandler
+    gates: Gates
+    writers: list[Any]
+
+
 class ProxyfwAddon:
     """`handlers`: mitmproxy's connections, by the id of their client."""
 
@@ -57,7 +72,8 @@ class ProxyfwAddon:
     def __init__(self, ways: Ways, handlers: Callable[[], dict[Any, ConnectionHandler]]) -> None:
         self._ways = ways
         self._handlers = handlers
-        self._cases: dict[str, Case] = {}
+        self._open: dict[str, Open] = {}  # by the id of the client, until that has left
+        self._counted: dict[Case, Open] = {}  # until both sides are closed
         self._permitted: dict[str, tuple[object, str]] = {}  # by the id of a server connection: its address, its client
         self._dialling: dict[str, asyncio.TimerHandle] = {}
 
@@ -74,9 +90,9 @@ class ProxyfwAddon:
 
     def client_disconnected(self, client: Client) -> None:
         """It is over, whoever ended it."""
-        case = self._cases.pop(client.id, None)
-        if case is not None:
-            self._ways.done(case)
+        opened = self._open.pop(client.id, None)
+        if opened is not None:
+            self._part(opened)
         for server in [server for server, (_, owner) in self._permitted.items() if owner == client.id]:
             del self._permitted[server]
 
@@ -93,7 +109,7 @@ class ProxyfwAddon:
             return
         data.server.error = _REFUSED
         address, owner = self._permitted.pop(data.server.id, (None, ""))
-        if owner != data.client.id or owner not in self._cases or data.server.via is not None:
+        if owner != data.client.id or owner not in self._open or data.server.via is not None:
             return
         if address is None or address != data.server.address:
             return
@@ -103,8 +119,17 @@ class ProxyfwAddon:
         data.server.error = None
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """The server accepted."""
+        """The server accepted. It is read through a gate; what is left of one before it is lost."""
         self._answered(data.server)
+        opened = self._open.get(data.client.id)
+        if opened is None:
+            return
+        io = opened.handler.transports[data.server]
+        io.reader = Gate(io.reader, opened.gates.servers, data.server)
+        for earlier in [writer for writer in opened.writers[1:] if writer.is_closing()]:
+            _reset(earlier)
+            opened.writers.remove(earlier)
+        opened.writers.append(io.writer)
 
     def server_connect_error(self, data: ServerConnectionHookData) -> None:
         """It did not."""
@@ -123,16 +148,31 @@ class ProxyfwAddon:
     # What the service does with connections.
 
     def close(self, case: Case) -> None:
-        """Ends a connection at once."""
-        for client_id, each in self._cases.items():
-            handler = self._handlers().get(client_id)
-            if each is case and handler is not None and handler.client in handler.transports:
-                handler.close_connection(handler.client)
+        """Ends a connection at once: what has yet to be sent to either side is lost."""
+        opened = self._counted.get(case)
+        if opened is None:
+            return
+        for writer in opened.writers:
+            _reset(writer)
+        if opened.handler.client in opened.handler.transports:
+            opened.handler.close_connection(opened.handler.client)
 
     def close_all(self) -> None:
         """Ends every connection."""
-        for case in tuple(self._cases.values()):
+        for case in tuple(self._counted):
             self.close(case)
+
+    def _part(self, opened: Open, before: int = 0) -> None:
+        """The client has left: it counts until all that it and its servers were told is sent, or nobody takes it."""
+        left = sum(map(_unsent, opened.writers))
+        if left and left != before:
+            asyncio.get_running_loop().call_later(UNREAD, self._part, opened, left)
+            return
+        for writer in opened.writers:
+            if _unsent(writer):
+                _reset(writer)
+        del self._counted[opened.case]
+        self._ways.done(opened.case)
 
     def _admit(self, client: Client, handler: ConnectionHandler) -> bool:
         context = handler.layer.context
@@ -145,24 +185,23 @@ class ProxyfwAddon:
         case = self._ways.admit(address, client.proxy_mode.type_name, destination, port, udp)
         if case is None:
             return False
-        self._cases[client.id] = case
-        io = handler.transports[client]
-        gate = Gate(io.reader)
-        io.reader = gate
-        handler.layer = self._layer(handler, case, gate, explicit, port)
+        io, gates = handler.transports[client], Gates()
+        self._open[client.id] = self._counted[case] = Open(case, handler, gates, [io.writer])
+        io.reader = Gate(io.reader, gates.client, client)
+        handler.layer = self._layer(handler, case, gates, explicit, port)
         return True
 
-    def _layer(self, handler: ConnectionHandler, case: Case, gate: "Gate", explicit: bool, port: int) -> Wire:
+    def _layer(self, handler: ConnectionHandler, case: Case, gates: Gates, explicit: bool, port: int) -> Wire:
         context, client = handler.layer.context, handler.client
 
         def permit(server: Server) -> None:
             self._permitted[server.id] = (server.address, client.id)
 
         if not explicit and port == DNS_PORT:
-            return DnsLayer(context, case, permit, gate.open, self._ways.answer(case))
+            return DnsLayer(context, case, permit, gates, self._ways.answer(case))
         if client.transport_protocol == "udp":
-            return DatagramLayer(context, case, permit, gate.open)
-        return TcpLayer(context, case, permit, gate.open, explicit)
+            return DatagramLayer(context, case, permit, gates)
+        return TcpLayer(context, case, permit, gates, explicit)
 
     def _give_up(self, handler: ConnectionHandler, server: Server) -> None:
         io = handler.transports.get(server)
@@ -176,24 +215,21 @@ class ProxyfwAddon:
 
 
 class Gate:
-    """The client's stream, that is read only while the layer can take more: the network holds the rest back."""
+    """The stream of a connection, that is read only while it is wanted."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._wanted = asyncio.Event()
-        self._wanted.set()
-
-    def open(self, wanted: bool) -> None:
-        """Whether to read on."""
-        if wanted:
-            self._wanted.set()
-        else:
-            self._wanted.clear()
+    def __init__(self, stream: Any, wanted: asyncio.Event, connection: Connection) -> None:
+        self._stream, self._wanted, self._connection = stream, wanted, connection
 
     async def read(self, size: int) -> bytes:
-        """As the stream has it."""
+        """As the stream has it. Who resets takes nothing any more either: mitmproxy would take it for the end of one
+        direction.
+        """
         await self._wanted.wait()
-        data: bytes = await self._stream.read(size)
+        try:
+            data: bytes = await self._stream.read(size)
+        except OSError:
+            self._connection.state = ConnectionState.CLOSED
+            raise
         return data
 
 
@@ -209,3 +245,16 @@ def _place(address: Any) -> tuple[IPAddress, int]:
     with suppress(ValueError):
         return ip_address(host), port
     raise ValueError("the client aims at no address")
+
+
+def _unsent(writer: Any) -> int:
+    """How many bytes have yet to be sent; of what comes through the tunnel, it is not known."""
+    return int(writer.transport.get_write_buffer_size()) if isinstance(writer, asyncio.StreamWriter) else 0
+
+
+def _reset(writer: Any) -> None:
+    """Closes it at once; what the kernel has yet to send is lost too."""
+    if isinstance(writer, asyncio.StreamWriter):
+        with suppress(OSError):  # it is closed already
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        writer.transport.abort()

@@ -71,6 +71,9 @@ class Case(Interface):
     def goes_on(self, flow: Flow) -> bool:
         """Whether what was let through last was this very flow."""
 
+    def set_decided(self, decided: bool) -> bool:
+        """That what it will be is settled, or (again) awaits the client's words; False: too many await them."""
+
     def tell(self, flow: Flow, verdict: Verdict, reached: str = "") -> None:
         """Writes a verdict to the log. `reached`: the address of the server."""
 

@@ -31,6 +31,7 @@ _MODES = ("regular", "socks5", "transparent", "wireguard")
 _SOCKS_PORT = 1080
 _EVERYWHERE = "0.0.0.0"
 _PATIENCE, _PAUSE = 100, 0.01  # how often to look whether every connection has ended, and seconds between two looks
+_TOO_LOUD = ("mitmproxy.network", "mitmproxy.packet_sources")  # a line for each packet of the tunnel that is dropped
 _KEPT = ("core", "proxyserver", "view", "eventstore", "webaddon", "webauth", "termlog")  # of addons
 
 
@@ -76,6 +77,8 @@ class Mitmproxy:
     def __init__(self, modes: Sequence[str], web: tuple[str, int] | None, folder: Path, ways: Ways) -> None:
         self._modes, self._web, self._folder = list(modes), web, folder
         logging.getLogger().setLevel(logging.WARNING)
+        for each in _TOO_LOUD:
+            logging.getLogger(each).setLevel(logging.ERROR)
         self._options = options = Options()
         self._master = _web_master(options) if web else _plain_master(options)
         self._proxyserver: Proxyserver = self._master.addons.get("proxyserver")

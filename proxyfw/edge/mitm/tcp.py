@@ -19,12 +19,13 @@ from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.verdict import Allow, Deny, Reason, is_refused
 from proxyfw.edge.mitm.case import Case
 from proxyfw.edge.mitm.http import Http
-from proxyfw.edge.mitm.wire import Steps, Wire
+from proxyfw.edge.mitm.wire import Gates, Steps, Wire
 
 SNIFF_DEADLINE = 5.0  # seconds for the client to say whom it wants
 OBSERVE_DEADLINE = 1.0  # the same in observe mode, where a client that waits for the server is let through
 SERVER_FIRST = 0.1  # seconds for the client to speak first: most do at once
 SERVER_DEADLINE = 60.0  # seconds for the server's first byte
+_TOO_MANY = "too many connections of this client are being set up"
 
 
 class TcpLayer(Wire):
@@ -35,10 +36,10 @@ class TcpLayer(Wire):
         context: Context,
         case: Case,
         permit: Callable[[Server], None],
-        read_on: Callable[[bool], None],
+        gates: Gates,
         explicit: bool,
     ) -> None:
-        super().__init__(context, case, permit, read_on)
+        super().__init__(context, case, permit, gates)
         self._opening = Opening()
         self._sniffer = Sniffer()
         self._http: Http | None = None
@@ -282,6 +283,9 @@ class TcpLayer(Wire):
         if said:
             if self.server is not None:
                 self.end("client")
+                if not self.case.set_decided(False):
+                    yield from self._refuse_one_more()
+                    return
                 self.hold(ip_address(self.reached))
             yield from self._begin(said)
         elif said == b"" or self.is_late(event):  # it only wants to hear, or waits
@@ -305,6 +309,11 @@ class TcpLayer(Wire):
             self.begin_relay()
             yield from self.pass_end_on()
 
+    def _refuse_one_more(self) -> Steps:
+        deny = Deny(Reason.LIMIT, detail=_TOO_MANY)
+        self.case.tell(self.case.flow(), deny)
+        yield from self.refuse(deny)
+
     def _gate(self, event: Event) -> Steps:
         """The server may speak; the client's first words are held until they are judged."""
         data = self.is_from(self.client, event)
@@ -315,6 +324,9 @@ class TcpLayer(Wire):
             if not isinstance(sniffed, NeedMore):
                 yield from self._pass_gate(sniffed)
             elif not self.armed:
+                if not self.case.set_decided(False):
+                    yield from self._pass_gate(Malformed(_TOO_MANY, Reason.LIMIT))
+                    return
                 yield from self.arm(SNIFF_DEADLINE)
         elif data == b"":
             ended = Malformed("the connection ended before the name was complete")
@@ -325,6 +337,7 @@ class TcpLayer(Wire):
             yield from self._relay(event)
 
     def _pass_gate(self, sniffed: Sniffed) -> Steps:
+        self.case.set_decided(True)
         if self.case.protocol is Protocol.HTTP and isinstance(sniffed, Nameless):
             sniffed = Malformed("an HTTP request to a server that spoke first")
         if not isinstance(sniffed, NotMine):

@@ -5,13 +5,14 @@ from collections.abc import Awaitable, Callable, Generator
 from mitmproxy.connection import Server
 from mitmproxy.proxy.commands import Command
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.events import Event
+from mitmproxy.proxy.events import Event, Start
 
 from proxyfw.edge.mitm.case import Case, ProxyfwAskHook, Question
-from proxyfw.edge.mitm.wire import Steps, Wire
+from proxyfw.edge.mitm.wire import Gates, Steps, Wire
 
 MAX_MESSAGE = 1 << 16  # bytes of a DNS message over TCP with its length, RFC 1035 section 4.2.2
 _IDLE = 10.0  # seconds between two queries on a TCP connection, and for each part of one (RFC 7766 section 6.2.3)
+_IDLE_UDP = 2.0  # seconds that a port of the client is remembered after its last query
 
 Answer = Callable[[bytes, bool], Awaitable[bytes]]
 """The reply to one DNS message, b"" for none. `udp`: cut to what the client can take."""
@@ -23,18 +24,14 @@ class DatagramLayer(Wire):
     def _handle_event(self, event: Event) -> Steps:
         data = self.is_from(self.client, event)
         if data:
-            self._handle_event = self._refused  # type: ignore[method-assign]
             found, verdict = yield from self.reach_flow(self.case.flow())
             self.case.tell(found.flow, verdict, self.reached)
-            if self.server is not None:
-                self.begin_relay()
-                yield from self.to_server(data)
+            if self.server is None:  # nothing is kept of it: the next one is refused as this one
+                yield from self.hang_up("proxy")
+                return
+            self.begin_relay()
+            yield from self.to_server(data)
         elif data == b"":
-            yield from self.hang_up("client")
-
-    def _refused(self, event: Event) -> Steps:
-        """Further datagrams are dropped; mitmproxy forgets the client's port when it has been quiet for a while."""
-        if self.is_from(self.client, event) == b"":
             yield from self.hang_up("client")
 
 
@@ -46,10 +43,10 @@ class DnsLayer(Wire):
         context: Context,
         case: Case,
         permit: Callable[[Server], None],
-        read_on: Callable[[bool], None],
+        gates: Gates,
         answer: Answer,
     ) -> None:
-        super().__init__(context, case, permit, read_on)
+        super().__init__(context, case, permit, gates)
         self._answer = answer
         self._udp = context.client.transport_protocol == "udp"
         self._data = b""
@@ -58,7 +55,8 @@ class DnsLayer(Wire):
         data = self.is_from(self.client, event)
         if data == b"" or self.is_late(event):
             yield from self.hang_up("client")
-        elif data and self._udp:
+            return
+        if data and self._udp:
             yield from self.to_client((yield from self._ask(data)))
         elif data:
             self._data += data
@@ -69,8 +67,8 @@ class DnsLayer(Wire):
                     yield from self.hang_up("client")
                     return
                 yield from self.to_client(len(reply).to_bytes(2) + reply)
-        if not self._udp:
-            yield from self.arm(_IDLE)
+        if data or isinstance(event, Start):
+            yield from self.arm(_IDLE_UDP if self._udp else _IDLE)
 
     def _ask(self, message: bytes) -> Generator[Command, object, bytes]:
         question = Question(lambda: self._answer(message, self._udp))

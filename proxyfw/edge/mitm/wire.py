@@ -1,5 +1,6 @@
 """The two connections of a layer, client's and server's: sending, dialling, relaying, closing, and what was counted."""
 
+import asyncio
 import errno
 import os
 import re
@@ -32,20 +33,31 @@ Judged = Generator[Command, object, Verdict]
 Told = Generator[Command, object, bool]
 
 
+class Gates:
+    """Whether the client is read, and its servers; while they are not, the network holds their bytes back."""
+
+    def __init__(self) -> None:
+        self.client, self.servers = asyncio.Event(), asyncio.Event()
+        self.set(client=True, servers=True)
+
+    def set(self, client: bool, servers: bool) -> None:
+        """From now on."""
+        for gate, wanted in ((self.client, client), (self.servers, servers)):
+            gate.set() if wanted else gate.clear()
+
+
 class Wire(Layer):
-    """`permit(server)`: that this server connection may be opened. `read_on(wanted)`: whether the client's bytes are to
-    be read; while they are not, the network holds them back.
+    """`permit(server)`: that this server connection may be opened. What comes while an answer is awaited, mitmproxy
+    queues without bound: so nobody is read then.
     """
 
-    def __init__(
-        self, context: Context, case: Case, permit: Callable[[Server], None], read_on: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, context: Context, case: Case, permit: Callable[[Server], None], gates: Gates) -> None:
         super().__init__(context)
         self.case = case
         self.client = context.client
         self.server: Server | None = None
         self.up = self.down = 0  # bytes under the current verdict
-        self._permit, self._read_on = permit, read_on
+        self._permit, self._gates = permit, gates
         self._deadline: RequestWakeup | None = None
         self._closing = ""  # who began to close a relay
         self._held: tuple[IPAddress, Server] | None = None
@@ -61,7 +73,8 @@ class Wire(Layer):
             self.case.tell_fault(error)
             yield from self.drop_server()
             yield from self.hang_up("proxy")
-        self._read_on(self._paused is None and self.want_client)
+        idle = self._paused is None
+        self._gates.set(client=idle and self.want_client, servers=idle)
 
     @property
     def want_client(self) -> bool:
@@ -235,11 +248,11 @@ class Wire(Layer):
             yield from self._ended("server", self.client)
 
     def _ended(self, side: str, other: Connection | None) -> Steps:
-        """One side has said all: the other one is told, until both have."""
+        """One side has said all: the other one is told, until both have, or one is gone altogether."""
         assert self.server is not None
         self._closing = self._closing or side
         both = not (self.client.state & ConnectionState.CAN_READ or self.server.state & ConnectionState.CAN_READ)
-        if both or self.client_is_gone:
+        if both or ConnectionState.CLOSED in (self.client.state, self.server.state):
             yield from self.hang_up(self._closing)
         elif other is not None:
             yield CloseTcpConnection(other, half_close=True)
