@@ -114,7 +114,7 @@ def _is_main(node: ast.stmt) -> bool:
 
 def _unit(module: Module, node: ast.stmt) -> _Unit:
     text = _text(module, node)
-    top = symtable.symtable(text, module.name, "exec")
+    top = _symbols(text, module.name)
     binds = {each.get_name() for each in top.get_symbols() if each.is_assigned() or each.is_imported()}
     is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
     changes = set() if is_definition else set(_changed(node))
@@ -133,6 +133,26 @@ def _text(module: Module, node: ast.stmt) -> str:
 def _lines(node: ast.stmt) -> tuple[int, int]:
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min([node.lineno, *(each.lineno for each in decorators)]), node.end_lineno or node.lineno
+
+
+def _symbols(text: str, file: str) -> symtable.SymbolTable:
+    """The names of a text, where those of a comprehension are its own: from Python 3.12 on they are not (PEP 709)."""
+    return symtable.symtable(ast.unparse(_Apart().visit(ast.parse(text))), file, "exec")
+
+
+class _Apart(ast.NodeTransformer):
+    """Puts each comprehension into a function, as earlier Pythons have it: all but what it goes through first."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        """The node, as it is to be read."""
+        self.generic_visit(node)
+        binds = any(isinstance(each, ast.NamedExpr) for each in ast.walk(node))
+        if not isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp) or binds:
+            return node
+        first = node.generators[0]
+        through, first.iter = first.iter, ast.Name("_through", ast.Load())
+        parameters = ast.arguments([], [ast.arg("_through")], None, [], [], None, [])
+        return ast.Call(ast.Lambda(parameters, node), [through], [])
 
 
 def _used(table: symtable.SymbolTable) -> Iterator[str]:
@@ -178,7 +198,7 @@ class _Extraction:
 
     def run(self, module: str, expression: ast.expr, name: str) -> str:
         text = ast.unparse(expression)
-        self._need(module, _used(symtable.symtable(f"({text})", module, "exec")), expression.lineno)
+        self._need(module, _used(_symbols(f"({text})", module)), expression.lineno)
         while more := [unit for unit in self._units() if unit not in self._taken and unit.changes & self._bound()]:
             for unit in more:
                 self._take(unit)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
 
@@ -390,6 +391,9 @@ def test_a_table_by_an_id(page: str, networks: str) -> None:
     assert found(Format.HTML_TABLE, page, "#x/ip") == [f"{networks}/32"]
 
 
+BROKEN = "the page is cut short" if sys.version_info >= (3, 13) else "not HTML that can be read"
+
+
 @pytest.mark.parametrize(
     ("page", "select", "reason"),
     [
@@ -411,7 +415,8 @@ def test_a_table_by_an_id(page: str, networks: str) -> None:
         pytest.param(f"{ONE}<!-- ", [], "does not end: the page is cut short", id="a comment without end"),
         pytest.param(f"{ONE}<a href='", [], "does not end: the page is cut short", id="a tag without end"),
         pytest.param(f"<script>{ONE}", [], "does not end: the page is cut short", id="a script without end"),
-        pytest.param(f"{ONE}<![x]", [], "not HTML that can be read", id="a broken declaration"),
+        # Python 3.13 goes on where 3.11 gives up.
+        pytest.param(f"{ONE}<![x]", [], BROKEN, id="a broken declaration"),
         pytest.param(f"{ONE}&#{'9' * 5000};", [], "not HTML that can be read", id="a huge character reference"),
         pytest.param("<table><tr>" + "<td>" * (MAX_COLUMNS + 1), [], "more than 100 columns", id="too many columns"),
         pytest.param("<table><td>" * (MAX_NESTED + 1), [], "tables are nested too deeply", id="nested tables"),

@@ -525,7 +525,14 @@ STATUS = (
 NOTHING = str(["0" * 16] * 3 + ["1"])
 
 
+READABLE = pytest.mark.skipif(
+    not all(folder.stat().st_mode & 1 for folder in Path(sys.executable).absolute().parents),
+    reason="this Python is where no other user can run it",
+)
+
+
 @as_root
+@READABLE
 @pytest.mark.parametrize(
     "before",
     [
@@ -548,6 +555,7 @@ def test_where_it_is_not_root_it_has_no_capability_either(before: list[str]) -> 
 
 
 @as_root
+@READABLE
 @pytest.mark.parametrize(
     "expression", ["os.kill({pid}, 0)", "open('{folder}/kept', 'r+')", "os.unlink('{folder}/kept')"]
 )

@@ -124,6 +124,8 @@ class Tunnel:
         self._run("wg", "setconf", self.device, str(config))
         self._run("ip", "address", "add", f"{PEER}/32", "dev", self.device)
         self._run("ip", "link", "set", self.device, "up")
+        # Without IPv6 beside the tunnel, which some clients would prefer.
+        self._run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
         for network in _TUNNELLED:
             self._run("ip", "route", "add", network, "dev", self.device)
         resolv = Path("/etc/netns") / self._namespace / "resolv.conf"
