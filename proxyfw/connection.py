@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from proxyfw.core import tls
 from proxyfw.core.address import IPAddress
+from proxyfw.core.explicit import Asked
 from proxyfw.core.flow import Flow, NameSource, Protocol
 from proxyfw.core.hostname import Hostname
+from proxyfw.core.http1 import Decide
 from proxyfw.core.policy import ASKED
 from proxyfw.core.sniffed import Malformed, Named, Sniffed
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, in_a_word, is_by_name
 from proxyfw.edge.logdb import Row
 from proxyfw.edge.poller import Stream
 from proxyfw.edge.splice import Splice
@@ -63,6 +65,11 @@ class Request(NamedTuple):
     flow: Flow
     words: str
     verdict: Verdict
+
+    @property
+    def name(self) -> Hostname | None:
+        """The name that was asked for; None: an address was."""
+        return self.flow.name if self.flow.name_source in ASKED else None
 
 
 class Connection:
@@ -163,10 +170,30 @@ class Connection:
         flow = Flow(ends.client, self.protocol, ends.destination, ends.port, name, source, broken)
         if name is not None:
             return flow
-        if self.request is not None and self.request.flow.name_source in ASKED:
-            asked = self.request.flow
-            return flow._replace(name=asked.name, name_source=asked.name_source)
+        if self.request is not None and self.request.name is not None:
+            return flow._replace(name=self.request.name, name_source=self.request.flow.name_source)
         return self.shared.policy.decide_pinned(flow, self.names(ends.destination))[0]
+
+    def http_flow(self, asked: Decide, forward: bool) -> Flow:
+        """The same for one HTTP request. `forward`: it says by its URL where it is to go."""
+        flow = self.flow()
+        if forward:
+            assert asked.port is not None
+            flow = flow._replace(destination=asked.address, port=asked.port)
+        if asked.name is not None:
+            return flow._replace(name=asked.name, name_source=NameSource.HOST)
+        if forward and asked.address is not None:
+            return self.shared.policy.decide_pinned(flow, self.names(asked.address))[0]
+        return flow
+
+    def begin(self, asked: Asked, flow: Flow, verdict: Verdict, at: IPAddress | None) -> None:
+        """From here on it is as if the client had connected to this address, by the name that it asked for.
+
+        `flow`, `verdict`: what was permitted. `at`: None where only the far end of an upstream proxy knows it.
+        """
+        self.ends = self.ends._replace(destination=at, destination_text=str(at or ""), port=asked.port)
+        words = f"asked by {asked.protocol.value} for {asked.host}"
+        self.request = Request(flow._replace(destination=at), words, verdict)
 
     def granted_unheard(self) -> bool:
         """Whether a pin or a rule by address grants whatever is spoken here, before anything is known of it."""
@@ -182,18 +209,14 @@ class Connection:
         """
         told = self.shared.pins.names(self.ends.client, address) if address is not None else ()
         request = self.request
-        if request is None or request.flow.name is None or request.flow.name_source not in ASKED:
+        if request is None or request.name is None or address != self.ends.destination:
             return told
-        if address != self.ends.destination:
-            return told
-        by_name = isinstance(request.verdict, Allow) and request.verdict.by_name
-        return (request.flow.name,) if by_name else (request.flow.name, *told)
+        return (request.name,) if is_by_name(request.verdict) else (request.name, *told)
 
     def knows(self, address: IPAddress, name: Hostname) -> bool:
         """Whether the address is the name's: its client was told so, or it was looked up for this very connection."""
-        asked = self.request.flow if self.request is not None else None
-        if asked is not None and asked.name_source in ASKED:
-            return asked.name == name and address == self.ends.destination
+        if self.request is not None and self.request.name is not None:
+            return self.request.name == name and address == self.ends.destination
         return self.shared.pins.holds(self.ends.client, address, name)
 
     def hold(self, to: Hostname | IPAddress, server: Stream) -> None:
@@ -301,8 +324,7 @@ class Connection:
         )
         self.shared.log.open_row(row)
         if word != "deny":
-            by_name = isinstance(verdict, Allow) and verdict.by_name
-            self.entry = Entry(flow, row, self.shared.poller.loop.time(), by_name)
+            self.entry = Entry(flow, row, self.shared.poller.loop.time(), is_by_name(verdict))
             if self.ends.destination is not None:
                 self.shared.pins.use(self.ends.client, self.ends.destination)
 

@@ -5,13 +5,11 @@ success when the server connection stands.
 """
 
 from contextlib import suppress
-from dataclasses import replace
 
-from proxyfw.connection import SNIFF_DEADLINE, Connection, Request
+from proxyfw.connection import SNIFF_DEADLINE, Connection
 from proxyfw.core.explicit import Asked, Forward, Opening
 from proxyfw.core.flow import Flow, NameSource, Protocol
-from proxyfw.core.sniffed import Malformed, Named, NeedMore
-from proxyfw.core.sniffer import Sniffer
+from proxyfw.core.sniffed import Malformed, NeedMore
 from proxyfw.core.verdict import Deny, Reason, is_refused
 from proxyfw.http_flow import HttpFlow
 from proxyfw.reach import Reached, reach
@@ -41,9 +39,7 @@ async def serve_explicit(connection: Connection) -> None:
     if reached.server is None:
         refused = reached.verdict
         assert isinstance(refused, Deny)
-        said = Sniffer().feed(heard.rest) if heard.rest else None
-        inside = f"{said.name} is named inside" if isinstance(said, Named) else ""
-        connection.record(flow, replace(refused, detail="; ".join(filter(None, (refused.detail, inside)))))
+        connection.record(flow, heard.with_inside(refused))
         await _refuse(connection, opening, refused, heard)
         return
     _begin(connection, flow, reached, heard)
@@ -53,28 +49,20 @@ async def serve_explicit(connection: Connection) -> None:
 
 async def _hear(connection: Connection, opening: Opening) -> Asked | Forward | Malformed:
     """What the client wants of the proxy; answers its greetings on the way."""
-    said = False
     while True:
         try:
             piece = await connection.client.recv(_CHUNK)
         except TimeoutError:
-            return _unheard(said, "within the deadline", Reason.TIMEOUT)
+            return opening.too_late()
         except ConnectionError:
             piece = b""
         if not piece:
-            return _unheard(said, "before the connection ended", Reason.MALFORMED)
-        said = True
+            return opening.ended_early()
         reply, heard = opening.feed(piece)
         if reply:
             await connection.client.send(reply)
         if not isinstance(heard, NeedMore):
             return heard
-
-
-def _unheard(said: bool, when: str, reason: Reason) -> Malformed:
-    if said:
-        return Malformed(f"the proxy request was not complete {when}", reason)
-    return Malformed(f"nothing was asked of the proxy {when}", Reason.SILENT)
 
 
 async def _ask(connection: Connection, asked: Asked) -> tuple[Flow, Reached]:
@@ -107,13 +95,10 @@ def wanted_by(connection: Connection, asked: Asked) -> tuple[Flow, Flow | Deny]:
 
 
 def _begin(connection: Connection, flow: Flow, reached: Reached, asked: Asked) -> None:
-    """From here on it is as if the client had connected to the server, by the name that it asked for."""
+    """The server is held until it is known that it is the one to use."""
     assert reached.server is not None
     assert reached.to is not None
-    at = flow.destination if isinstance(reached.to, str) else reached.to
-    connection.ends = connection.ends._replace(destination=at, destination_text=str(at or ""), port=asked.port)
-    words = f"asked by {asked.protocol.value} for {asked.host}"
-    connection.request = Request(flow._replace(destination=at), words, reached.verdict)
+    connection.begin(asked, flow, reached.verdict, flow.destination if isinstance(reached.to, str) else reached.to)
     connection.hold(reached.to, reached.server)
     connection.protocol = Protocol.TCP
 

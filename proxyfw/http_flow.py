@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from proxyfw.connection import Connection
 from proxyfw.core import http1, refusal
-from proxyfw.core.flow import Flow, NameSource
+from proxyfw.core.flow import Flow
 from proxyfw.core.sniffed import Malformed
 from proxyfw.core.verdict import Deny, Reason, Verdict, is_refused
 from proxyfw.edge.poller import Stream
@@ -166,23 +166,11 @@ class HttpFlow:
             except OSError:
                 pass  # it closed: its own task reads what it still had to say, and the end
 
-    def _flow(self, asked: http1.Decide) -> Flow:
-        flow = self._connection.flow()
-        if self._forward:
-            assert asked.port is not None
-            flow = flow._replace(destination=asked.address, port=asked.port)
-        if asked.name is not None:
-            return flow._replace(name=asked.name, name_source=NameSource.HOST)
-        if self._forward and asked.address is not None:
-            told = self._connection.shared.pins.names(flow.client, asked.address)
-            return self._connection.shared.policy.decide_pinned(flow, told)[0]
-        return flow
-
     async def _decide(self, asked: http1.Decide) -> list[http1.Command]:
         connection = self._connection
         connection.disarm()
         self._unjudged = None
-        flow = self._flow(asked)
+        flow = connection.http_flow(asked, self._forward)
         entry = connection.entry
         again = connection.decide(flow)
         same_host = entry is not None and entry.flow == flow and self._server is not None

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 from typing import Protocol as Interface
 
-from proxyfw.connection import Connection, Ends, Request
+from proxyfw.connection import Connection, Ends
 from proxyfw.core.address import IPAddress
 from proxyfw.core.explicit import Asked
-from proxyfw.core.flow import Flow, NameSource, Protocol
-from proxyfw.core.http1 import Decide
+from proxyfw.core.flow import Flow, Protocol
 from proxyfw.core.policy import Policy
 from proxyfw.core.sniffed import Sniffed
 from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
@@ -98,25 +97,6 @@ class MitmCase(Connection):
     def granted_unheard(self) -> bool:
         """Whether whatever is spoken here is permitted: there is no packet layer that forwards what networks grant."""
         return isinstance(self.decide(self.flow()), Allow)
-
-    def http_flow(self, asked: Decide, forward: bool) -> Flow:
-        """The same for one HTTP request."""
-        flow = self.flow()
-        if forward:
-            assert asked.port is not None
-            flow = flow._replace(destination=asked.address, port=asked.port)
-        if asked.name is not None:
-            return flow._replace(name=asked.name, name_source=NameSource.HOST)
-        if forward and asked.address is not None:
-            told = self.shared.pins.names(flow.client, asked.address)
-            return self.shared.policy.decide_pinned(flow, told)[0]
-        return flow
-
-    def begin(self, asked: Asked, found: Found, at: IPAddress) -> None:
-        """From here on it is as if the client had connected to this address, by the name that it asked for."""
-        self.ends = self.ends._replace(destination=at, destination_text=str(at), port=asked.port)
-        words = f"asked by {asked.protocol.value} for {asked.host}"
-        self.request = Request(found.flow._replace(destination=at), words, found.verdict)
 
     def is_in_force(self, found: Found) -> bool:
         """Whether the policy that found this still is."""

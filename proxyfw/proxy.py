@@ -12,7 +12,7 @@ from proxyfw.connection import Connection, Ends, Entry, Request
 from proxyfw.core.address import IPAddress
 from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
-from proxyfw.core.verdict import Allow, Deny, Reason, is_refused
+from proxyfw.core.verdict import Deny, Reason, is_by_name, is_refused
 from proxyfw.edge.poller import Stream
 from proxyfw.explicit import serve_explicit
 from proxyfw.serve import serve
@@ -185,10 +185,11 @@ def _may_go_on(connection: Connection, before: Policy, policy: Policy) -> bool:
 
 
 def _may_still_ask(policy: Policy, request: Request, told: Iterable[Hostname]) -> bool:
-    by_name = isinstance(request.verdict, Allow) and request.verdict.by_name
-    if not by_name and request.flow.destination is not None and policy.dropped_as_aimed(request.flow, told) is not None:
+    flow = request.flow
+    as_aimed = flow.destination is not None and not is_by_name(request.verdict)
+    if as_aimed and policy.dropped_as_aimed(flow, told) is not None:
         return False
-    return not is_refused(policy.decide(request.flow))
+    return not is_refused(policy.decide(flow))
 
 
 def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> bool:
@@ -202,7 +203,7 @@ def _still_permitted(policy: Policy, entry: Entry, told: Iterable[Hostname]) -> 
     if not entry.row.destination:  # it left by an upstream proxy, which is there no longer
         return False
     reached = _address(entry.row.destination)
-    if isinstance(verdict, Allow) and verdict.by_name:
+    if is_by_name(verdict):
         # What was let through for another reason was dialled where the client aimed: that may be anybody's address.
         if entry.by_name and policy.reachable(flow, verdict, [reached]):
             return True

@@ -10,7 +10,7 @@ from proxyfw.core.hostname import Hostname
 from proxyfw.core.policy import Policy
 from proxyfw.core.tunnel import LeaveError
 from proxyfw.core.upstreamproxy import UpstreamProxy
-from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_refused
+from proxyfw.core.verdict import Allow, Deny, Reason, Verdict, is_by_name, is_refused
 from proxyfw.edge.dial import OwnAddressError, dial
 from proxyfw.edge.leave import leave
 from proxyfw.edge.poller import Stream
@@ -18,6 +18,7 @@ from proxyfw.edge.resolver import Failure
 
 MAX_TRIED = 8  # addresses of one name; each may hold a descriptor until the deadline
 
+_DNS = Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay")
 _REASON_OF = {Failure.UNRESOLVABLE: Reason.UNRESOLVABLE, Failure.NO_ANSWER: Reason.DNS_FAILURE}
 
 
@@ -44,7 +45,7 @@ async def reach(connection: Connection, flow: Flow) -> Reached:
     shared = connection.shared
     while True:
         policy = shared.policy
-        reached = await _reach(connection, policy, flow, policy.decide(flow))
+        reached = await _reach(connection, policy, flow)
         connection.disarm()
         if policy is shared.policy:
             return reached
@@ -53,15 +54,15 @@ async def reach(connection: Connection, flow: Flow) -> Reached:
             reached.server.close()
 
 
-async def _reach(connection: Connection, policy: Policy, flow: Flow, verdict: Verdict) -> Reached:
+async def _reach(connection: Connection, policy: Policy, flow: Flow) -> Reached:
     proxy = policy.upstream_proxy_of(flow.client)
     if proxy is not None:
-        return await _through(connection, proxy, flow, verdict)
+        return await _through(connection, policy, proxy, flow)
     place = await find(connection, policy, flow)
     if is_refused(place.verdict):
         return Reached(place.verdict)
     reached = await _dial(connection, place, flow.port)
-    if reached.server is None and _is_by_name(place.verdict) and flow.destination is not None:
+    if reached.server is None and is_by_name(place.verdict) and flow.destination is not None:
         assert isinstance(reached.verdict, Deny)
         place = await _elsewhere(connection, policy, flow, policy.observed(flow.client, reached.verdict))
         reached = Reached(place.verdict) if is_refused(place.verdict) else await _dial(connection, place, flow.port)
@@ -72,8 +73,8 @@ async def find(connection: Connection, policy: Policy, flow: Flow) -> Place:
     """Decides a flow, and looks up where it may go."""
     verdict = policy.decide(flow)
     if verdict.reason is Reason.RELAY:
-        return Place(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
-    if isinstance(verdict, Allow) and verdict.by_name:
+        return Place(_DNS)
+    if is_by_name(verdict):
         found = await _by_name(connection, policy, flow, verdict)
         if not isinstance(found, Deny):
             return Place(verdict, found)
@@ -136,7 +137,7 @@ async def _by_addresses(connection: Connection, policy: Policy, flow: Flow, verd
         address: _as_aimed(connection, policy, flow, address) or policy.decide(flow._replace(destination=address))
         for address in policy.judgeable(flow, found)
     }
-    granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not _is_by_name(each))]
+    granted = [a for a, each in judged.items() if not is_refused(each) and (observed or not is_by_name(each))]
     if not granted:
         refusals = [each for each in (verdict, *judged.values()) if is_refused(each)]
         only = f"it has only {', '.join(map(str, found))}"
@@ -168,15 +169,15 @@ async def _dial(connection: Connection, place: Place, port: int) -> Reached:
         return Reached(Deny(reason, place.verdict.rule, detail, error=error.errno or 0))
 
 
-async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, verdict: Verdict) -> Reached:
+async def _through(connection: Connection, policy: Policy, proxy: UpstreamProxy, flow: Flow) -> Reached:
     """Never another way: what the far end is to be asked for is a name where one is known, and looked up there."""
+    verdict = policy.decide(flow)
     if verdict.reason is Reason.RELAY:
-        return Reached(Deny(Reason.UNSUPPORTED, detail="DNS belongs to the relay"))
+        return Reached(_DNS)
     if is_refused(verdict):
         return Reached(verdict)
-    policy = connection.shared.policy
     names = connection.names(flow.destination)
-    if flow.destination is not None and not _is_by_name(verdict):
+    if flow.destination is not None and not is_by_name(verdict):
         dropped = policy.dropped_as_aimed(flow, names)
         if dropped is not None:
             return Reached(dropped)
@@ -186,11 +187,6 @@ async def _through(connection: Connection, proxy: UpstreamProxy, flow: Flow, ver
     try:
         held = connection.take_held(lambda to: to == host)
         server = held or await leave(proxy, host, flow.port, connection.shared.poller)
-        server.peer = ""  # which is the proxy's: what was reached, the far end knows
         return Reached(verdict, server, host)
     except LeaveError as error:
         return Reached(Deny(error.reason, verdict.rule, error.detail, error=error.error))
-
-
-def _is_by_name(verdict: Verdict) -> bool:
-    return isinstance(verdict, Allow) and verdict.by_name

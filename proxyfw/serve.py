@@ -54,25 +54,13 @@ async def _sniff(connection: Connection, sniffer: Sniffer, piece: bytes = b"") -
             try:
                 piece = await connection.client.recv(_CHUNK)
             except TimeoutError:
-                return _too_late(sniffer.data)
+                return sniffer.too_late()
             except ConnectionError:
                 piece = b""
         if not piece:
-            return _ended_early(sniffer.data)
+            return sniffer.ended_early()
         answer = sniffer.feed(piece)
         connection.protocol = sniffer.protocol
         if not isinstance(answer, NeedMore):
             return answer
         piece = b""
-
-
-def _too_late(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("nothing was sent within the deadline", Reason.SILENT)
-    return Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
-
-
-def _ended_early(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("the client closed the connection without a word", Reason.SILENT)
-    return Malformed("the connection ended before the name was complete")

@@ -90,8 +90,7 @@ class Gate:
     def open_for(self, data: bytes) -> bool | None:
         """Whether the bytes so far may go to the server; None: more are needed to tell. b"": the client has ended."""
         if not data:
-            ended = Malformed("the connection ended before the name was complete")
-            return not self._sniffer.data or not self._is_refused(ended)
+            return not self._sniffer.data or not self._is_refused(self._sniffer.ended_early())
         sniffed = self._sniffer.feed(data)
         if isinstance(sniffed, NeedMore):
             if self._deadline is None:
@@ -110,7 +109,7 @@ class Gate:
         splice = self._connection.splice
         if splice is None or splice.closed:
             return
-        if self._is_refused(Malformed("the name was not complete within the deadline", Reason.TIMEOUT)):
+        if self._is_refused(self._sniffer.too_late()):
             splice.close("proxy")
         else:
             splice.open_gate()

@@ -3,7 +3,7 @@
 They are told apart by the first byte, or by the request line, and nothing is asked for until the request is complete.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 import h11
@@ -16,8 +16,9 @@ from proxyfw.core.http1_head import BadHead, HeadReader, parsed
 from proxyfw.core.http1_judge import judge_connect
 from proxyfw.core.refusal import page, page_fields, status_of
 from proxyfw.core.sniffed import MAX_HELLO, Malformed, Named, Nameless, NeedMore, NotMine
+from proxyfw.core.sniffer import Sniffer
 from proxyfw.core.socks import Request, Socks4, Socks5
-from proxyfw.core.verdict import Deny
+from proxyfw.core.verdict import Deny, Reason
 
 _SOCKS: dict[bytes, type[Socks4 | Socks5]] = {b"\x04": Socks4, b"\x05": Socks5}
 _TLS = b"\x16"  # a handshake record, RFC 8446 section 5.1
@@ -31,6 +32,12 @@ class Asked:
     host: Hostname | IPAddress
     port: int
     rest: bytes
+
+    def with_inside(self, deny: Deny) -> Deny:
+        """The refusal of it, for the log: with the name that is spoken inside, where that has come already."""
+        said = Sniffer().feed(self.rest) if self.rest else None
+        inside = f"{said.name} is named inside" if isinstance(said, Named) else ""
+        return replace(deny, detail="; ".join(filter(None, (deny.detail, inside))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +57,18 @@ class Opening:
     whatever was Malformed, is then answered with `success` or `refusal`, once.
     """
 
-    __slots__ = ("_data", "_head", "_socks", "protocol")
+    __slots__ = ("_data", "_head", "_said", "_socks", "protocol")
 
     def __init__(self) -> None:
         self.protocol = Protocol.TCP
+        self._said = False
         self._data = b""  # while it is not known whether a method is CONNECT
         self._socks: Socks4 | Socks5 | None = None
         self._head: HeadReader | None = None  # of CONNECT
 
     def feed(self, piece: bytes) -> tuple[bytes, Answer]:
         """What to send to the client now, and the answer to all bytes so far."""
+        self._said = True
         if self.protocol is Protocol.TCP:
             self._data += piece
             piece = self._data
@@ -75,6 +84,19 @@ class Opening:
         if self._head is not None:
             return b"", _connect(self._head, piece)
         return b"", Forward(piece)
+
+    def too_late(self) -> Malformed:
+        """The answer where the deadline has come first."""
+        return self._unheard("within the deadline", Reason.TIMEOUT)
+
+    def ended_early(self) -> Malformed:
+        """The answer where the client's end has."""
+        return self._unheard("before the connection ended", Reason.MALFORMED)
+
+    def _unheard(self, when: str, reason: Reason) -> Malformed:
+        if self._said:
+            return Malformed(f"the proxy request was not complete {when}", reason)
+        return Malformed(f"nothing was asked of the proxy {when}", Reason.SILENT)
 
     def success(self) -> bytes:
         """The tunnel stands: what the client is told."""

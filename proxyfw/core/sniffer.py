@@ -2,7 +2,8 @@
 
 from proxyfw.core import http1, tls
 from proxyfw.core.flow import Protocol
-from proxyfw.core.sniffed import NotMine, Sniffed
+from proxyfw.core.sniffed import Malformed, NotMine, Sniffed
+from proxyfw.core.verdict import Reason
 
 
 class Sniffer:
@@ -34,3 +35,15 @@ class Sniffer:
         answer = http1.sniff(self.data)
         self.protocol = Protocol.TCP if isinstance(answer, NotMine) else Protocol.HTTP
         return answer
+
+    def too_late(self) -> Malformed:
+        """The answer where the deadline has come first."""
+        if not self.data:
+            return Malformed("nothing was sent within the deadline", Reason.SILENT)
+        return Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
+
+    def ended_early(self) -> Malformed:
+        """The answer where the client's end has."""
+        if not self.data:
+            return Malformed("the client closed the connection without a word", Reason.SILENT)
+        return Malformed("the connection ended before the name was complete")

@@ -79,6 +79,11 @@ def is_refused(verdict: Verdict) -> TypeGuard[Deny]:
     return isinstance(verdict, Deny) and not verdict.observed
 
 
+def is_by_name(verdict: Verdict) -> TypeGuard[Allow]:
+    """Whether the name itself is permitted, so that one of its own addresses is dialled."""
+    return isinstance(verdict, Allow) and verdict.by_name
+
+
 def in_a_word(verdict: Verdict) -> str:
     """As the log and the commands have it: allow, deny, or observe (refused in observe mode, and let through)."""
     if isinstance(verdict, Allow):

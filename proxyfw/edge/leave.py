@@ -30,7 +30,7 @@ async def leave(proxy: UpstreamProxy, host: Hostname | IPAddress, port: int, pol
             stream = await (_by_http if proxy.scheme is Scheme.HTTP else _by_socks)(proxy, host, port, poller)
     except TimeoutError:
         raise too_late() from None
-    stream.peer = str(proxy.address)
+    stream.peer = ""  # what was reached, the far end knows
     return stream
 
 

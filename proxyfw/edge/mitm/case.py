@@ -62,7 +62,7 @@ class Case(Interface):
     async def ask(self, asked: Asked) -> Found:
         """The same for what is asked of a proxy."""
 
-    def begin(self, asked: Asked, found: Found, at: IPAddress) -> None:
+    def begin(self, asked: Asked, flow: Flow, verdict: Verdict, at: IPAddress | None) -> None:
         """From here on it is as if the client had connected to this address, by the name that it asked for."""
 
     def is_in_force(self, found: Found) -> bool:

@@ -4,7 +4,6 @@ Each stage is one method that takes the events; which one is next stands in `_ha
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from ipaddress import ip_address
 
 from mitmproxy.connection import ConnectionState, Server
@@ -45,7 +44,6 @@ class TcpLayer(Wire):
         self._http: Http | None = None
         self._second: tls.ClientHello | None = None
         self._named: Named | None = None
-        self._said = False
         self._from_client = self._from_server = b""  # held until they are judged
         self._handle_event = self._hear if explicit else self._aimed
 
@@ -61,11 +59,10 @@ class TcpLayer(Wire):
         if isinstance(event, Start):
             yield from self.arm(SNIFF_DEADLINE)
         elif self.is_late(event):
-            yield from self._refuse_request(self._unheard("within the deadline", Reason.TIMEOUT))
+            yield from self._refuse_request(self._opening.too_late())
         elif data == b"":
-            yield from self._refuse_request(self._unheard("before the connection ended", Reason.MALFORMED))
+            yield from self._refuse_request(self._opening.ended_early())
         elif data:
-            self._said = True
             reply, heard = self._opening.feed(data)
             self.case.protocol = self._opening.protocol
             yield from self.to_client(reply)
@@ -75,11 +72,6 @@ class TcpLayer(Wire):
                 yield from self._begin_http(heard.data, forward=True)
             elif isinstance(heard, Asked):
                 yield from self._ask(heard)
-
-    def _unheard(self, when: str, reason: Reason) -> Malformed:
-        if self._said:
-            return Malformed(f"the proxy request was not complete {when}", reason)
-        return Malformed(f"nothing was asked of the proxy {when}", Reason.SILENT)
 
     def _refuse_request(self, malformed: Malformed) -> Steps:
         deny = Deny(malformed.reason, detail=malformed.detail)
@@ -96,13 +88,11 @@ class TcpLayer(Wire):
         found, verdict = yield from self.reach(lambda: self.case.ask(asked))
         if self.server is None:
             assert isinstance(verdict, Deny)
-            said = Sniffer().feed(asked.rest) if asked.rest else None
-            inside = f"{said.name} is named inside" if isinstance(said, Named) else ""
-            self.case.tell(found.flow, replace(verdict, detail="; ".join(filter(None, (verdict.detail, inside)))))
+            self.case.tell(found.flow, asked.with_inside(verdict))
             yield from self._say_refused(verdict, asked)
             return
         at = next(address for address in found.addresses if str(address) == self.reached)
-        self.case.begin(asked, found, at)
+        self.case.begin(asked, found.flow, found.verdict, at)
         self.hold(at)
         yield from self.to_client(self._opening.success())
         self.up = self.down = 0
@@ -136,9 +126,9 @@ class TcpLayer(Wire):
         if data:
             yield from self._sniff_on(data)
         elif data == b"":
-            yield from self._judge(_ended_early(self._sniffer.data))
+            yield from self._judge(self._sniffer.ended_early())
         elif self.is_late(event):
-            yield from self._judge(_too_late(self._sniffer.data))
+            yield from self._judge(self._sniffer.too_late())
         else:
             yield from self._server_waits(event)
 
@@ -329,10 +319,9 @@ class TcpLayer(Wire):
                     return
                 yield from self.arm(SNIFF_DEADLINE)
         elif data == b"":
-            ended = Malformed("the connection ended before the name was complete")
-            yield from self._pass_gate(ended) if self._from_client else self._open_up()
+            yield from self._pass_gate(self._sniffer.ended_early()) if self._from_client else self._open_up()
         elif self.is_late(event):
-            yield from self._pass_gate(_too_late(self._sniffer.data))
+            yield from self._pass_gate(self._sniffer.too_late())
         else:
             yield from self._relay(event)
 
@@ -359,15 +348,3 @@ class TcpLayer(Wire):
         self._http = http = Http(self, forward)
         self._handle_event = http.handle
         yield from http.begin(first)
-
-
-def _too_late(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("nothing was sent within the deadline", Reason.SILENT)
-    return Malformed("the name was not complete within the deadline", Reason.TIMEOUT)
-
-
-def _ended_early(data: bytes) -> Malformed:
-    if not data:
-        return Malformed("the client closed the connection without a word", Reason.SILENT)
-    return Malformed("the connection ended before the name was complete")
